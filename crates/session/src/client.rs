@@ -1,0 +1,3 @@
+//! One connection as the client sees it.
+mod api;
+pub use api::*;

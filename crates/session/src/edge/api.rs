@@ -1,0 +1,275 @@
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use manyhands_crdt::ReplicaId;
+use manyhands_proto::{Code, DocumentName, Incarnation, Position, Seq, v1};
+
+use crate::{Grant, Limits, Refusal, SharedRun};
+
+/// One opening of a document on a session. The number on the wire may come again after a `Leave`; this does
+/// not, so that a late answer never reaches a later opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId {
+    /// The client's number for it.
+    pub number: u32,
+    /// Which opening of this session it is, from 1.
+    pub opening: u32,
+}
+
+impl fmt::Display for ChannelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.number, self.opening)
+    }
+}
+
+/// What an operator may change about sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeConfig {
+    /// What one session may use.
+    pub limits: Limits,
+    /// How long a socket may be silent before its first frame.
+    pub hello_max: Duration,
+    /// How often a silent socket is pinged; two and a half times this ends it.
+    pub ping_interval: Duration,
+    /// Bytes that wait for the socket; above, deltas are left out and fetched again later.
+    pub send_queue_bytes_max: usize,
+    /// Bytes that wait for the socket; above, it is closed as a slow consumer.
+    pub send_queue_bytes_close: usize,
+    /// How long a socket may take nothing while something waits for it.
+    pub send_stall_max: Duration,
+    /// Channels that load at one moment; the others wait their turn. Bounds the state held for sending.
+    pub openings_max: usize,
+    /// The largest state that is sent to a client.
+    pub state_bytes_max: usize,
+    /// At most one presence update of a channel goes out in this time; the newest wins.
+    pub presence_interval: Duration,
+    /// Sessions that a slow channel's pending roster holds; more wait for the next full roster.
+    pub peers_max: usize,
+    /// Refusals in a minute before the session is closed: one without a right weighs ten, others one.
+    pub strikes_per_minute_max: u32,
+}
+
+impl Default for EdgeConfig {
+    fn default() -> EdgeConfig {
+        EdgeConfig {
+            limits: Limits::default(),
+            hello_max: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(20),
+            send_queue_bytes_max: 512 * 1024,
+            send_queue_bytes_close: 4 * 1024 * 1024,
+            send_stall_max: Duration::from_secs(10),
+            openings_max: 4,
+            state_bytes_max: 64 * 1024 * 1024,
+            presence_interval: Duration::from_millis(50),
+            peers_max: 1024,
+            strikes_per_minute_max: 200,
+        }
+    }
+}
+
+impl EdgeConfig {
+    /// How long nothing may be heard from a socket.
+    #[must_use]
+    pub fn idle_max(&self) -> Duration {
+        self.ping_interval * 5 / 2
+    }
+}
+
+/// What happens to a session.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A binary message, whole.
+    Frame(Bytes),
+    /// A text message: the binary protocol has none.
+    TextFrame,
+    /// A WebSocket ping or pong: the other side lives.
+    Heard,
+    /// The answer to [`Effect::Open`].
+    Opened {
+        /// From the effect.
+        channel: ChannelId,
+        /// What the owner said.
+        result: Result<Opened, Refusal>,
+    },
+    /// The answer to [`Effect::Submit`].
+    Submitted {
+        /// From the effect.
+        channel: ChannelId,
+        /// What the owner said; an error says nothing about what became of the changes.
+        result: Result<Submitted, Refusal>,
+    },
+    /// The answer to [`Effect::Fetch`].
+    Fetched {
+        /// From the effect.
+        channel: ChannelId,
+        /// What the feed's ring or the owner said.
+        result: Result<Fetched, Refusal>,
+    },
+    /// The document's feed delivered a run. From [`Effect::Open`] on, in the feed's order.
+    Entries {
+        /// From the effect that opened it.
+        channel: ChannelId,
+        /// The run, encoded once for all sessions.
+        run: SharedRun,
+    },
+    /// The document's feed lost its thread: the history is another.
+    Lost {
+        /// From the effect that opened it.
+        channel: ChannelId,
+    },
+    /// The document is at least here. A hint.
+    TipSeen {
+        /// From the effect that opened it.
+        channel: ChannelId,
+        /// The newest position that was announced.
+        position: Position,
+    },
+    /// The roster, or what changed in it.
+    Presence {
+        /// From the effect that opened it.
+        channel: ChannelId,
+        /// Whether `peers` is the whole roster.
+        full: bool,
+        /// Who is here.
+        peers: Vec<v1::Peer>,
+        /// Sessions that are gone.
+        left: Vec<String>,
+    },
+    /// The answer to [`Effect::VerifyToken`].
+    TokenVerified(Result<Grant, Refusal>),
+    /// How many bytes of what was sent still wait for the socket: after each write.
+    Queued {
+        /// The level now.
+        bytes: usize,
+    },
+    /// The server leaves: tell the client when to go, and close when the time is over.
+    Drain {
+        /// How long there is.
+        within: Duration,
+    },
+    /// The deadline has come.
+    Tick,
+}
+
+/// What an owner answered to an open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// For a tail, the newest position; for a state, the position of that state.
+    pub position: Position,
+    /// The replica's first counter that the log does not have; 0 without a replica.
+    pub next_counter: u64,
+    /// What follows.
+    pub body: Body,
+}
+
+/// What brings a client up to date.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// What the client has is a true prefix; these come after it. May end before the position: the rest is
+    /// fetched.
+    Tail(Vec<SharedRun>),
+    /// The whole state, in pieces of at most 256 KiB.
+    State(Vec<Bytes>),
+}
+
+/// What an owner answered to changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Submitted {
+    /// Everything of the replica below this is durable.
+    pub next_counter: u64,
+    /// The seq of the newest of these changes.
+    pub seq: Seq,
+    /// Set when one was refused; those before it are durable.
+    pub rejection: Option<v1::Rejection>,
+}
+
+/// Entries after a seq.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Contiguous; the first may begin at or before the seq that was asked for.
+    pub runs: Vec<SharedRun>,
+    /// The document's newest position.
+    pub tip: Position,
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Send one binary message.
+    Send(Bytes),
+    /// Send a WebSocket ping.
+    Ping,
+    /// Join the document's feed for this channel; then ask the owner; answer with [`Input::Opened`].
+    Open {
+        /// To be repeated in every input about it.
+        channel: ChannelId,
+        /// Which document.
+        document: DocumentName,
+        /// Who will write; `None` for a reader.
+        replica: Option<ReplicaId>,
+        /// What the client has.
+        have: Option<Position>,
+    },
+    /// Hand changes to the owner; answer with [`Input::Submitted`]. At most one at a time for a channel.
+    Submit {
+        /// Where they were pushed.
+        channel: ChannelId,
+        /// Which document.
+        document: DocumentName,
+        /// In which history.
+        incarnation: Incarnation,
+        /// Whose changes.
+        replica: ReplicaId,
+        /// The counter of the first op.
+        first_counter: u64,
+        /// How many changes.
+        count: u32,
+        /// Their records.
+        changes: Bytes,
+    },
+    /// Get the entries after a seq, from the feed's ring or from the owner; answer with [`Input::Fetched`].
+    /// At most one at a time for a channel.
+    Fetch {
+        /// Who misses them.
+        channel: ChannelId,
+        /// Which document.
+        document: DocumentName,
+        /// In which history.
+        incarnation: Incarnation,
+        /// The newest that was sent.
+        after: Seq,
+    },
+    /// The channel is closed: leave the feed and take its presence away.
+    Leave {
+        /// Which one.
+        channel: ChannelId,
+        /// Its document.
+        document: DocumentName,
+    },
+    /// Show this to the document's other sessions.
+    SetPresence {
+        /// Where.
+        channel: ChannelId,
+        /// In which document.
+        document: DocumentName,
+        /// What, already stamped with the session and its user.
+        peer: v1::Peer,
+    },
+    /// Take this session's presence away.
+    ClearPresence {
+        /// Where.
+        channel: ChannelId,
+        /// In which document.
+        document: DocumentName,
+    },
+    /// Verify a token; answer with [`Input::TokenVerified`]. At most one at a time.
+    VerifyToken(String),
+    /// Close the socket with `code.close()`, leave every channel, drop the machine. The last effect.
+    Close {
+        /// Why; always one that has a close code.
+        code: Code,
+        /// The slug and what was wrong, short enough for a close frame.
+        reason: String,
+    },
+}
