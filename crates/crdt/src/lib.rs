@@ -1,8 +1,46 @@
 //! What a document is: a sequence CRDT, its changes and its bytes.
+//!
+//! A [`Document`] holds named texts. Every character has an identity, an [`OpId`], that it keeps for
+//! ever; two replicas that hold the same changes hold the same text, in whatever order the changes
+//! came. The crate is pure: no clock, no randomness, no threads, no input or output.
+//!
+//! `INTERNALS.md` beside this crate explains the order of concurrent insertions, the structure in
+//! memory and every byte of the codecs.
+//!
+//! ```
+//! use manyhands_crdt::{ChangeRef, Document, ReplicaId};
+//!
+//! let mut ann = Document::new();
+//! let mut edit = ann.edit(ReplicaId(7));
+//! edit.insert("page", 0, "Hello").unwrap();
+//! let change = edit.commit(0).unwrap();
+//!
+//! let mut server = Document::new();
+//! server.apply(change.as_ref()).unwrap();
+//! assert_eq!(server.text("page").unwrap().to_string(), "Hello");
+//! assert_eq!(server.state_hash(), ann.state_hash());
+//! ```
 
-/// An editing session's identity in the CRDT: random, 64 bit, never reused. Never 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReplicaId(pub u64);
+mod body;
+mod change;
+mod check;
+mod document;
+mod edit;
+mod error;
+mod id;
+mod naive;
+mod receive;
+mod record;
+mod sequence;
+mod snapshot;
+mod text;
+mod wire;
 
-/// BLAKE3, first 128 bits.
-pub type Hash = [u8; 16];
+pub use change::{BODY_FORMAT, Change, ChangeRef};
+pub use document::{Applied, Document, Limits};
+pub use edit::Edit;
+pub use error::{EditError, Flaw, Malformed, Refusal};
+pub use id::{Hash, OpId, ReplicaId, VersionVector};
+pub use receive::Patch;
+pub use record::{Entries, EntryRef, EntryWriter, PushChanges, PushWriter, read_entries, read_push};
+pub use text::{Anchor, Bias, Text};

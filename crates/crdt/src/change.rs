@@ -1,0 +1,84 @@
+//! A change: the atomic batch of ops that one replica submits, and its hash.
+
+use crate::body::{self, Scratch};
+use crate::error::Malformed;
+use crate::id::{Hash, ReplicaId};
+use crate::wire::Reader;
+
+/// The number of the format of bodies; a reader refuses others.
+pub const BODY_FORMAT: u16 = 1;
+
+/// A change as it lies in somebody's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangeRef<'a> {
+    /// Whose change it is.
+    pub replica: ReplicaId,
+    /// The counter of its first op.
+    pub counter: u64,
+    /// The newest seq that the author had applied when making it.
+    pub base: u64,
+    /// The ops.
+    pub body: &'a [u8],
+}
+
+/// A change that owns its bytes: what a local edit makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Whose change it is.
+    pub replica: ReplicaId,
+    /// The counter of its first op.
+    pub counter: u64,
+    /// The first counter after it: its ops take `counter..next_counter`.
+    pub next_counter: u64,
+    /// The newest seq that the author had applied when making it.
+    pub base: u64,
+    /// The ops.
+    pub body: Vec<u8>,
+}
+
+impl Change {
+    /// The same change, borrowed.
+    pub fn as_ref(&self) -> ChangeRef<'_> {
+        ChangeRef { replica: self.replica, counter: self.counter, base: self.base, body: &self.body }
+    }
+}
+
+/// The hash over the canonical form: replica, counter, base (8 bytes each, little end first), then the
+/// body with each log index replaced by the replica's id (8 bytes). So it does not depend on a log.
+///
+/// `scratch.indices` must be those of this body, with offsets from its start.
+pub(crate) fn hash(
+    change: ChangeRef<'_>,
+    scratch: &Scratch,
+    replica_at: impl Fn(u64) -> Option<ReplicaId>,
+) -> Result<Hash, u64> {
+    let mut hasher = blake3::Hasher::new();
+    let mut head = [0; 24];
+    head[..8].copy_from_slice(&change.replica.0.to_le_bytes());
+    head[8..16].copy_from_slice(&change.counter.to_le_bytes());
+    head[16..].copy_from_slice(&change.base.to_le_bytes());
+    hasher.update(&head);
+    let mut done = 0;
+    for &(start, end, index) in &scratch.indices {
+        let replica = replica_at(index).ok_or(index)?;
+        hasher.update(&change.body[done..start]);
+        hasher.update(&replica.0.to_le_bytes());
+        done = end;
+    }
+    hasher.update(&change.body[done..]);
+    Ok(truncate(hasher.finalize()))
+}
+
+/// How many counters a body takes; it must end where the slice ends.
+pub(crate) fn measure(bytes: &[u8], scratch: &mut Scratch) -> Result<u64, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let counters = body::skip(&mut reader, scratch)?;
+    reader.end()?;
+    Ok(counters)
+}
+
+pub(crate) fn truncate(hash: blake3::Hash) -> Hash {
+    let mut short = [0; 16];
+    short.copy_from_slice(&hash.as_bytes()[..16]);
+    short
+}

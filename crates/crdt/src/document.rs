@@ -1,0 +1,292 @@
+//! A document: its replicas, its texts, and the one way in for changes from the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::body::Scratch;
+use crate::change::{self, ChangeRef};
+use crate::check::{Op, Resolved};
+use crate::error::Refusal;
+use crate::id::{Client, Hash, Id, OpId, ReplicaId, VersionVector};
+use crate::sequence::Sequences;
+use crate::wire::Reader;
+
+/// What a document may grow to. A change that would exceed a limit is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one change's body.
+    pub change_bytes_max: usize,
+    /// Characters of all texts, deleted ones included.
+    pub elements_max: usize,
+    /// Replicas that ever wrote.
+    pub replicas_max: usize,
+    /// Named containers.
+    pub containers_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            change_bytes_max: 64 * 1024,
+            elements_max: 4 * 1024 * 1024,
+            replicas_max: 10_000,
+            containers_max: 1_000,
+        }
+    }
+}
+
+/// What became of a change that was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The replica's first counter after the change.
+    pub next_counter: u64,
+    /// The hash of the change.
+    pub hash: Hash,
+}
+
+/// What the document knows of one replica.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplicaState {
+    pub(crate) id: ReplicaId,
+    /// First counter that is not applied.
+    pub(crate) next: u32,
+    /// First counter that has not come by the log; below `next` while own edits are under way.
+    pub(crate) logged: u32,
+    pub(crate) log_index: Option<u32>,
+}
+
+/// All that merging needs: texts with their tombstones, and how much of each replica is in them.
+#[derive(Clone, Debug, Default)]
+pub struct Document {
+    pub(crate) limits: Limits,
+    pub(crate) replicas: Vec<ReplicaState>,
+    pub(crate) clients: BTreeMap<ReplicaId, Client>,
+    /// Log index to client.
+    pub(crate) log: Vec<Client>,
+    pub(crate) names: Vec<Arc<str>>,
+    pub(crate) containers: BTreeMap<Arc<str>, u32>,
+    pub(crate) sequences: Sequences,
+    /// Local ops that no change has taken yet.
+    pub(crate) pending: Vec<crate::edit::Pending>,
+    pub(crate) scratch: Scratch,
+    pub(crate) resolved: Resolved,
+}
+
+/// What is told about the visible effect of a change, in order.
+pub(crate) trait Observer {
+    fn inserted(&mut self, container: &Arc<str>, at: usize, text: &str);
+    fn deleted(&mut self, container: &Arc<str>, at: usize, len: usize);
+}
+
+impl Observer for () {
+    fn inserted(&mut self, _: &Arc<str>, _: usize, _: &str) {}
+    fn deleted(&mut self, _: &Arc<str>, _: usize, _: usize) {}
+}
+
+impl Document {
+    /// An empty document with the usual limits.
+    pub fn new() -> Document {
+        Document::default()
+    }
+
+    /// An empty document.
+    pub fn with_limits(limits: Limits) -> Document {
+        Document { limits, ..Document::default() }
+    }
+
+    /// The first counter of `replica` that is not here; 0 for an unknown replica.
+    pub fn next_counter(&self, replica: ReplicaId) -> u64 {
+        self.client(replica).map_or(0, |client| u64::from(self.replicas[client as usize].next))
+    }
+
+    /// How much of each replica is here.
+    pub fn version(&self) -> VersionVector {
+        let mut version = VersionVector::new();
+        for replica in &self.replicas {
+            version.advance(replica.id, u64::from(replica.next));
+        }
+        version
+    }
+
+    /// The replica's log index: the order of its first entry in the log. What bodies refer by.
+    pub fn replica_index(&self, replica: ReplicaId) -> Option<u32> {
+        self.replicas[self.client(replica)? as usize].log_index
+    }
+
+    /// Replicas that have an entry in the log.
+    pub fn replica_count(&self) -> usize {
+        self.log.len()
+    }
+
+    /// Names of all containers, in order of name.
+    pub fn containers(&self) -> impl Iterator<Item = &str> {
+        self.containers.keys().map(|name| &**name)
+    }
+
+    /// Roughly the heap that the document takes.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Document>()
+            + self.sequences.memory_bytes()
+            + self.replicas.capacity() * (size_of::<ReplicaState>() + 32)
+            + self.names.iter().map(|name| name.len() + 96).sum::<usize>()
+    }
+
+    /// Applies the next change of a replica: the whole change or, when it is refused, nothing of it.
+    /// The replica's first change gives it the next log index.
+    ///
+    /// # Errors
+    /// [`Refusal::Known`] and [`Refusal::Gap`] when it is not the replica's next change; the rest says
+    /// what is wrong with it.
+    pub fn apply(&mut self, change: ChangeRef<'_>) -> Result<Applied, Refusal> {
+        let next_counter = self.next_counter(change.replica);
+        if change.counter < next_counter {
+            return Err(Refusal::Known { next_counter });
+        }
+        if change.counter > next_counter {
+            return Err(Refusal::Gap { next_counter });
+        }
+        if change.body.len() > self.limits.change_bytes_max {
+            return Err(self.too_long());
+        }
+        let mut reader = Reader::new(change.body);
+        let client = self.client_or_next(change.replica)?;
+        self.check(client, change.replica, &mut reader)?;
+        reader.end()?;
+        let hash = self.hash_checked(change)?;
+        if client as usize == self.replicas.len() {
+            self.add_replica(change.replica);
+        }
+        let next = self.integrate(client, change.body, &mut ());
+        let state = &mut self.replicas[client as usize];
+        state.logged = next;
+        if state.log_index.is_none() {
+            self.give_index(client);
+        }
+        Ok(Applied { next_counter: u64::from(next), hash })
+    }
+
+    /// The first counter after a change and its hash, as [`apply`](Document::apply) would give them; for
+    /// comparing a resend with what is in the log. Neither applies nor checks the change.
+    ///
+    /// # Errors
+    /// When the bytes are no change or name a log index that was not given out.
+    pub fn hash_of(&self, change: ChangeRef<'_>) -> Result<(u64, Hash), Refusal> {
+        let mut scratch = Scratch::default();
+        let counters = change::measure(change.body, &mut scratch)?;
+        let hash = change::hash(change, &scratch, |index| self.replica_at(index))
+            .map_err(|index| Refusal::UnknownIndex { index })?;
+        Ok((change.counter.saturating_add(counters), hash))
+    }
+
+    fn hash_checked(&self, change: ChangeRef<'_>) -> Result<Hash, Refusal> {
+        change::hash(change, &self.scratch, |index| self.replica_at(index))
+            .map_err(|index| Refusal::UnknownIndex { index })
+    }
+
+    pub(crate) fn client(&self, replica: ReplicaId) -> Option<Client> {
+        self.clients.get(&replica).copied()
+    }
+
+    fn replica_at(&self, index: u64) -> Option<ReplicaId> {
+        let &client = self.log.get(usize::try_from(index).ok()?)?;
+        Some(self.replicas[client as usize].id)
+    }
+
+    /// The replica's client, or the one that it would get.
+    pub(crate) fn client_or_next(&self, replica: ReplicaId) -> Result<Client, Refusal> {
+        if replica.0 == 0 {
+            return Err(Refusal::NoReplica);
+        }
+        match self.client(replica) {
+            Some(client) => Ok(client),
+            None if self.replicas.len() >= self.limits.replicas_max => {
+                Err(Refusal::TooLarge { what: "replicas", limit: self.limits.replicas_max as u64 })
+            }
+            None => Ok(self.replicas.len() as Client),
+        }
+    }
+
+    pub(crate) fn add_replica(&mut self, replica: ReplicaId) -> Client {
+        let client = self.replicas.len() as Client;
+        self.replicas.push(ReplicaState { id: replica, next: 0, logged: 0, log_index: None });
+        self.clients.insert(replica, client);
+        client
+    }
+
+    pub(crate) fn give_index(&mut self, client: Client) {
+        self.replicas[client as usize].log_index = Some(self.log.len() as u32);
+        self.log.push(client);
+    }
+
+    pub(crate) fn too_long(&self) -> Refusal {
+        Refusal::TooLarge { what: "bytes of a change", limit: self.limits.change_bytes_max as u64 }
+    }
+
+    pub(crate) fn op_id(&self, id: Id) -> OpId {
+        OpId { replica: self.replicas[id.client as usize].id, counter: u64::from(id.counter) }
+    }
+
+    /// The text of that name, made if need be.
+    pub(crate) fn text_or_new(&mut self, name: &str) -> u32 {
+        match self.containers.get(name) {
+            Some(&text) => text,
+            None => {
+                let text = self.sequences.add_text();
+                let name: Arc<str> = name.into();
+                self.names.push(name.clone());
+                self.containers.insert(name, text);
+                text
+            }
+        }
+    }
+
+    /// Integrates what [`Document::check`] has resolved; returns the client's next counter. `bytes` is
+    /// what the reader read from.
+    pub(crate) fn integrate(&mut self, client: Client, bytes: &[u8], on: &mut impl Observer) -> u32 {
+        let resolved = std::mem::take(&mut self.resolved);
+        let utf8 = |(start, end): (usize, usize)| {
+            std::str::from_utf8(&bytes[start..end]).expect("the check has decoded it")
+        };
+        for name in &resolved.new_names {
+            self.text_or_new(name);
+        }
+        let mut next = self.replicas[client as usize].next;
+        for op in &resolved.ops {
+            match *op {
+                Op::Insert { id, len, left, right, text, content } => {
+                    next = id.counter + len;
+                    self.insert(text, id, left, right, utf8(content), on);
+                }
+                Op::Delete { ranges: (start, end), .. } => {
+                    next += 1;
+                    for &(id, len) in &resolved.ranges[start..end] {
+                        self.delete(id, len, on);
+                    }
+                }
+            }
+        }
+        self.replicas[client as usize].next = next;
+        self.resolved = resolved;
+        next
+    }
+
+    pub(crate) fn insert(
+        &mut self,
+        text: u32,
+        id: Id,
+        left: Id,
+        right: Id,
+        content: &str,
+        on: &mut impl Observer,
+    ) {
+        let replicas = &self.replicas;
+        let key = |client: Client| replicas[client as usize].id.0;
+        let at = self.sequences.insert(&key, text, id, left, right, content);
+        on.inserted(&self.names[text as usize], at, content);
+    }
+
+    pub(crate) fn delete(&mut self, id: Id, len: u32, on: &mut impl Observer) {
+        let names = &self.names;
+        self.sequences.delete(id, len, &mut |text, at, len| on.deleted(&names[text as usize], at, len));
+    }
+}

@@ -1,0 +1,154 @@
+//! What can be wrong with bytes, with a change, and with an edit.
+
+use crate::id::OpId;
+
+/// Bytes that no correct writer makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed at byte {offset}: {flaw}")]
+pub struct Malformed {
+    /// Where in the bytes that were given.
+    pub offset: usize,
+    /// What is wrong there.
+    pub flaw: Flaw,
+}
+
+/// What is wrong with some bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Flaw {
+    /// More bytes were expected.
+    #[error("the bytes end too early")]
+    Truncated,
+    /// Bytes are left over.
+    #[error("bytes are left over at the end")]
+    TrailingBytes,
+    /// A varint is longer than it need be, or does not fit.
+    #[error("a number is not in its shortest form or too large")]
+    Varint,
+    /// An op kind of a later format, or reserved bits that are set.
+    #[error("unknown kind of op")]
+    UnknownOp,
+    /// The format's number is not known here.
+    #[error("unknown format")]
+    UnknownFormat,
+    /// The content of an insertion or a name is not UTF-8.
+    #[error("text is not UTF-8")]
+    Utf8,
+    /// An insertion of nothing or a deletion of nothing.
+    #[error("an op without effect")]
+    Empty,
+    /// The same could be said in a shorter way, and only the shortest is accepted.
+    #[error("not in canonical form")]
+    NotCanonical,
+    /// A reference to a counter below 0 or above what a counter can be.
+    #[error("a counter is out of range")]
+    Counter,
+    /// A container's name is empty or too long.
+    #[error("a container's name is empty or longer than 255 bytes")]
+    ContainerName,
+    /// A count or length that the rest of the bytes cannot hold, or above a limit.
+    #[error("a count or length is out of bounds")]
+    Bounds,
+    /// The parts of a saved document contradict one another.
+    #[error("the parts contradict one another")]
+    Inconsistent,
+    /// A checksum does not match.
+    #[error("checksum does not match")]
+    Checksum,
+}
+
+/// Why a change was not applied. The document is as it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The bytes are no change; `offset` counts from the start of the body or of the run of entries.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The replica's changes before this one are missing: send from `next_counter`.
+    #[error("changes of this replica are missing: counter {next_counter} is expected")]
+    Gap {
+        /// The counter that is expected.
+        next_counter: u64,
+    },
+    /// The change, or a part of it, is already here. Whether it is the same, its hash tells.
+    #[error("already known up to counter {next_counter}")]
+    Known {
+        /// The counter that is expected.
+        next_counter: u64,
+    },
+    /// It refers to an op that is not here, so its author cannot have seen it here.
+    #[error("refers to op {}:{} which is not known", id.replica.0, id.counter)]
+    MissingReference {
+        /// The unknown op.
+        id: OpId,
+    },
+    /// It refers to a replica by an index that the log has not given out.
+    #[error("refers to replica index {index} which is not in the log")]
+    UnknownIndex {
+        /// The index.
+        index: u64,
+    },
+    /// It refers to an op that inserted no character, as if it had.
+    #[error("op {}:{} is not an element of a text", id.replica.0, id.counter)]
+    NotAnElement {
+        /// The op.
+        id: OpId,
+    },
+    /// The two origins of an insertion are in different containers.
+    #[error("origin {}:{} is in another container", id.replica.0, id.counter)]
+    OtherContainer {
+        /// The right origin.
+        id: OpId,
+    },
+    /// Replica id 0 stands for "no replica" and cannot write.
+    #[error("replica id 0 cannot write")]
+    NoReplica,
+    /// The replica has used up its counters: go on as a new replica.
+    #[error("the counters of this replica are used up")]
+    CountersUsedUp,
+    /// A limit of the document would be exceeded.
+    #[error("{what} would exceed the limit of {limit}")]
+    TooLarge {
+        /// What is limited.
+        what: &'static str,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// The run of entries starts after a hole: fetch from `known + 1`.
+    #[error("entries after seq {known} are missing")]
+    MissingEntries {
+        /// The newest seq that the caller said it has.
+        known: u64,
+    },
+}
+
+/// Why a local edit was refused. The document is as it was before the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EditError {
+    /// A position after the end.
+    #[error("position {at} is after the end, {len}")]
+    OutOfBounds {
+        /// The position.
+        at: usize,
+        /// The length of the text in scalars.
+        len: usize,
+    },
+    /// The change would grow beyond the limit: commit and go on in another change.
+    #[error("{what} would exceed the limit of {limit}")]
+    TooLarge {
+        /// What is limited.
+        what: &'static str,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// A container's name is empty or longer than 255 bytes.
+    #[error("a container's name has 1 to 255 bytes")]
+    ContainerName,
+    /// Replica id 0 stands for "no replica" and cannot write.
+    #[error("replica id 0 cannot write")]
+    NoReplica,
+    /// The replica has used up its counters: go on as a new replica.
+    #[error("the counters of this replica are used up")]
+    CountersUsedUp,
+}

@@ -1,0 +1,285 @@
+//! The sequence as the specification tells it: a linked list of character nodes, each with its id, its
+//! two origins, its content and a tombstone. Slow, and easy to see right.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::id::{Client, Id};
+use crate::sequence::{Place, Run, Widths};
+
+const END: usize = usize::MAX;
+
+#[derive(Clone, Debug)]
+struct CharacterNode {
+    id: Id,
+    origin_left: Id,
+    origin_right: Id,
+    content: char,
+    is_deleted: bool,
+    next: usize,
+}
+
+/// All texts of a document, each a linked list through one vector of nodes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sequences {
+    nodes: Vec<CharacterNode>,
+    texts: Vec<usize>,
+    node_text: Vec<u32>,
+    by_id: BTreeMap<Id, usize>,
+}
+
+impl Sequences {
+    pub(crate) fn add_text(&mut self) -> u32 {
+        self.texts.push(END);
+        self.texts.len() as u32 - 1
+    }
+
+    /// Integrates one character: the YjsMod loop, which is FugueMax's order.
+    fn insert_one(&mut self, key: &dyn Fn(Client) -> u64, text: u32, id: Id, left: Id, right: Id, c: char) {
+        let order = self.order(text);
+        let index_of = |id: Id| order.iter().position(|&n| self.nodes[n].id == id);
+        // Positions count from 1; 0 is the start of the text, `end` its end.
+        let end = order.len() + 1;
+        let left_at = if left.is_none() { 0 } else { index_of(left).expect("origins are known") + 1 };
+        let mut right = right;
+        let right_position = |right: Id| {
+            if right.is_none() { end } else { index_of(right).expect("origins are known") + 1 }
+        };
+        if right_position(right) <= left_at {
+            right = Id::NONE;
+        }
+        let right_at = right_position(right);
+
+        let mut place = left_at + 1;
+        let mut scanning = false;
+        for at in left_at + 1..=end {
+            if !scanning {
+                place = at;
+            }
+            if at == right_at {
+                break;
+            }
+            let other = &self.nodes[order[at - 1]];
+            let other_left = if other.origin_left.is_none() {
+                0
+            } else {
+                index_of(other.origin_left).expect("origins are known") + 1
+            };
+            if other_left > left_at {
+                continue;
+            }
+            if other_left < left_at {
+                break;
+            }
+            let other_right = right_position(other.origin_right);
+            if other_right == right_at {
+                if key(id.client) < key(other.id.client) {
+                    break;
+                }
+                scanning = false;
+            } else {
+                scanning = other_right < right_at;
+            }
+        }
+
+        let node = self.nodes.len();
+        let next = order.get(place - 1).copied().unwrap_or(END);
+        self.nodes.push(CharacterNode {
+            id,
+            origin_left: left,
+            origin_right: right,
+            content: c,
+            is_deleted: false,
+            next,
+        });
+        self.node_text.push(text);
+        self.by_id.insert(id, node);
+        match place.checked_sub(2) {
+            None => self.texts[text as usize] = node,
+            Some(before) => self.nodes[order[before]].next = node,
+        }
+    }
+
+    /// Integrates a run of characters and says where it starts, in visible scalars.
+    pub(crate) fn insert(
+        &mut self,
+        key: &dyn Fn(Client) -> u64,
+        text: u32,
+        id: Id,
+        left: Id,
+        right: Id,
+        content: &str,
+    ) -> usize {
+        let mut left = left;
+        let mut right = right;
+        for (n, c) in content.chars().enumerate() {
+            let id = id.plus(n as u32);
+            self.insert_one(key, text, id, left, right, c);
+            right = self.nodes[self.by_id[&id]].origin_right;
+            left = id;
+        }
+        self.position(id).expect("just inserted").1
+    }
+
+    /// Deletes `len` elements from `id` on; tells the visible ones one by one, with their places at that time.
+    pub(crate) fn delete(&mut self, id: Id, len: u32, on: &mut dyn FnMut(u32, usize, usize)) {
+        for n in 0..len {
+            let id = id.plus(n);
+            let (text, at, deleted) = self.position(id).expect("checked to be elements");
+            if !deleted {
+                on(text, at, 1);
+                let node = self.by_id[&id];
+                self.nodes[node].is_deleted = true;
+            }
+        }
+    }
+
+    pub(crate) fn find(&self, id: Id) -> Option<Place> {
+        let &node = self.by_id.get(&id)?;
+        Some(Place { text: self.node_text[node], right: self.nodes[node].origin_right })
+    }
+
+    /// The first of these ids that is not an element.
+    pub(crate) fn first_missing(&self, id: Id, len: u32) -> Option<Id> {
+        (0..len).map(|n| id.plus(n)).find(|id| !self.by_id.contains_key(id))
+    }
+
+    /// Text, visible scalars before it, and whether it is deleted.
+    pub(crate) fn position(&self, id: Id) -> Option<(u32, usize, bool)> {
+        let &node = self.by_id.get(&id)?;
+        let text = self.node_text[node];
+        let before = self.order(text).into_iter().take_while(|&n| n != node);
+        let at = before.filter(|&n| !self.nodes[n].is_deleted).count();
+        Some((text, at, self.nodes[node].is_deleted))
+    }
+
+    /// The neighbours, tombstones included, of an insertion after `at` visible scalars.
+    pub(crate) fn origins_at(&self, text: u32, at: usize) -> (Id, Id) {
+        let order = self.order(text);
+        let mut visible = 0;
+        let mut left = 0;
+        for (n, &node) in order.iter().enumerate() {
+            if visible == at {
+                break;
+            }
+            if !self.nodes[node].is_deleted {
+                visible += 1;
+                left = n + 1;
+            }
+        }
+        let id_of = |n: usize| order.get(n).map_or(Id::NONE, |&node| self.nodes[node].id);
+        (if left == 0 { Id::NONE } else { id_of(left - 1) }, id_of(left))
+    }
+
+    /// The ids of visible scalars, in order.
+    pub(crate) fn ids(&self, text: u32, range: Range<usize>, on: &mut dyn FnMut(Id, u32)) {
+        for node in self.visible(text).skip(range.start).take(range.len()) {
+            on(node.id, 1);
+        }
+    }
+
+    pub(crate) fn write(&self, text: u32, range: Range<usize>, out: &mut String) {
+        out.extend(self.visible(text).skip(range.start).take(range.len()).map(|node| node.content));
+    }
+
+    pub(crate) fn widths(&self, text: u32) -> Widths {
+        self.visible(text).fold(Widths::default(), |sum, node| sum + Widths::of(node.content))
+    }
+
+    /// Widths of the first `at` visible scalars.
+    pub(crate) fn widths_before(&self, text: u32, at: usize) -> Widths {
+        self.visible(text).take(at).fold(Widths::default(), |sum, node| sum + Widths::of(node.content))
+    }
+
+    /// Widths of the longest prefix with which `enough` does not yet hold.
+    pub(crate) fn widths_until(&self, text: u32, enough: &dyn Fn(Widths) -> bool) -> Widths {
+        let mut sum = Widths::default();
+        for node in self.visible(text) {
+            let next = sum + Widths::of(node.content);
+            if enough(next) {
+                return sum;
+            }
+            sum = next;
+        }
+        sum
+    }
+
+    /// All runs of a text in order, maximal ones.
+    pub(crate) fn runs(&self, text: u32, on: &mut dyn FnMut(Run<'_>)) {
+        let mut content = String::new();
+        let mut run: Option<(Id, u32, Id, Id, bool)> = None;
+        for &node in &self.order(text) {
+            let node = &self.nodes[node];
+            match &mut run {
+                Some((id, len, _, right, deleted))
+                    if id.plus(*len) == node.id
+                        && id.plus(*len - 1) == node.origin_left
+                        && *right == node.origin_right
+                        && *deleted == node.is_deleted =>
+                {
+                    *len += 1;
+                }
+                _ => {
+                    if let Some((id, len, left, right, deleted)) = run {
+                        on(Run { id, len, left, right, deleted, text: &content });
+                    }
+                    content.clear();
+                    run = Some((node.id, 1, node.origin_left, node.origin_right, node.is_deleted));
+                }
+            }
+            if !node.is_deleted {
+                content.push(node.content);
+            }
+        }
+        if let Some((id, len, left, right, deleted)) = run {
+            on(Run { id, len, left, right, deleted, text: &content });
+        }
+    }
+
+    /// Adds a run at the end of a text as it is, without integration: for loading what was saved.
+    pub(crate) fn append(&mut self, text: u32, run: Run<'_>) {
+        let mut last = self.order(text).last().copied();
+        let mut content = run.text.chars();
+        for n in 0..run.len {
+            let node = self.nodes.len();
+            self.nodes.push(CharacterNode {
+                id: run.id.plus(n),
+                origin_left: if n == 0 { run.left } else { run.id.plus(n - 1) },
+                origin_right: run.right,
+                content: if run.deleted { '\0' } else { content.next().expect("a scalar for each element") },
+                is_deleted: run.deleted,
+                next: END,
+            });
+            self.node_text.push(text);
+            self.by_id.insert(run.id.plus(n), node);
+            match last {
+                None => self.texts[text as usize] = node,
+                Some(last) => self.nodes[last].next = node,
+            }
+            last = Some(node);
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.nodes.len() * (size_of::<CharacterNode>() + 40)
+    }
+
+    /// Elements of all texts, visible or not.
+    pub(crate) fn elements(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn order(&self, text: u32) -> Vec<usize> {
+        let mut order = Vec::new();
+        let mut node = self.texts[text as usize];
+        while node != END {
+            order.push(node);
+            node = self.nodes[node].next;
+        }
+        order
+    }
+
+    fn visible(&self, text: u32) -> impl Iterator<Item = &CharacterNode> {
+        self.order(text).into_iter().map(|node| &self.nodes[node]).filter(|node| !node.is_deleted)
+    }
+}

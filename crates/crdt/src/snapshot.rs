@@ -1,0 +1,201 @@
+//! A whole document in bytes, and the hash of its state.
+
+use crate::body::NAME_BYTES_MAX;
+use crate::change::truncate;
+use crate::document::{Document, ReplicaState};
+use crate::error::{Flaw, Malformed};
+use crate::id::{COUNTER_MAX, Hash, Id, ReplicaId};
+use crate::sequence::Run;
+use crate::wire::{Reader, put_varint};
+
+const MAGIC: &[u8; 4] = b"mhd\x01";
+const CHECKSUM_BYTES: usize = 16;
+
+impl Document {
+    /// The whole state: all that merging needs, the replica table with log indices, and how much of each
+    /// replica is here. The text of deleted characters is not kept, their ids are. Edits must be committed
+    /// before: what no change has taken would be known here and nowhere else.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        put_varint(&mut out, self.replicas.len() as u64);
+        for replica in &self.replicas {
+            out.extend_from_slice(&replica.id.0.to_le_bytes());
+            put_varint(&mut out, u64::from(replica.next));
+            put_varint(&mut out, u64::from(replica.next - replica.logged));
+            put_varint(&mut out, replica.log_index.map_or(0, |index| u64::from(index) + 1));
+        }
+        put_varint(&mut out, self.names.len() as u64);
+        for (text, name) in self.names.iter().enumerate() {
+            put_varint(&mut out, name.len() as u64);
+            out.extend_from_slice(name.as_bytes());
+            let mut runs = 0u64;
+            let mut rows = Vec::new();
+            self.sequences.runs(text as u32, &mut |run| {
+                runs += 1;
+                put_id(&mut rows, run.id);
+                put_varint(&mut rows, u64::from(run.len) << 1 | u64::from(run.deleted));
+                put_id(&mut rows, run.left);
+                put_id(&mut rows, run.right);
+                if !run.deleted {
+                    put_varint(&mut rows, run.text.len() as u64);
+                    rows.extend_from_slice(run.text.as_bytes());
+                }
+            });
+            put_varint(&mut out, runs);
+            out.extend_from_slice(&rows);
+        }
+        let sum = truncate(blake3::hash(&out));
+        out.extend_from_slice(&sum);
+        out
+    }
+
+    /// Reads what [`encode`](Document::encode) made. Survives any bytes: what comes out is a document that
+    /// merging cannot trip over, or an error; memory stays in proportion to the bytes.
+    ///
+    /// # Errors
+    /// With the first flaw that was found.
+    pub fn decode(bytes: &[u8]) -> Result<Document, Malformed> {
+        let Some(end) = bytes.len().checked_sub(CHECKSUM_BYTES) else {
+            return Err(Malformed { offset: bytes.len(), flaw: Flaw::Truncated });
+        };
+        if !bytes.starts_with(MAGIC) {
+            return Err(Malformed { offset: 0, flaw: Flaw::UnknownFormat });
+        }
+        if truncate(blake3::hash(&bytes[..end])) != bytes[end..] {
+            return Err(Malformed { offset: end, flaw: Flaw::Checksum });
+        }
+        let mut reader = Reader::starting_at(&bytes[..end], MAGIC.len());
+        let mut document = Document::new();
+        document.read_replicas(&mut reader)?;
+        let texts = reader.bounded(reader.rest() as u64)?;
+        for _ in 0..texts {
+            document.read_text(&mut reader)?;
+        }
+        reader.end()?;
+        document.check_origins().or_else(|flaw| reader.fail(flaw))?;
+        Ok(document)
+    }
+
+    fn read_replicas(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+        let count = reader.bounded(self.limits.replicas_max as u64)?;
+        let mut by_index = Vec::new();
+        for client in 0..count {
+            let id = ReplicaId(reader.u64()?);
+            let next = reader.bounded(COUNTER_MAX)? as u32;
+            let logged = next - reader.bounded(u64::from(next))? as u32;
+            let index = reader.bounded(count)?;
+            let log_index = index.checked_sub(1).map(|index| index as u32);
+            if id.0 == 0 || self.clients.insert(id, client as u32).is_some() {
+                return reader.fail(Flaw::Inconsistent);
+            }
+            if let Some(index) = log_index {
+                by_index.push((index, client as u32));
+            }
+            self.replicas.push(ReplicaState { id, next, logged, log_index });
+        }
+        by_index.sort_unstable();
+        for (n, &(index, client)) in by_index.iter().enumerate() {
+            if index as usize != n {
+                return reader.fail(Flaw::Inconsistent);
+            }
+            self.log.push(client);
+        }
+        Ok(())
+    }
+
+    fn read_text(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+        let len = reader.bounded(NAME_BYTES_MAX as u64)? as usize;
+        let name = reader.str(len)?;
+        if name.is_empty() || self.containers.contains_key(name) {
+            return reader.fail(Flaw::ContainerName);
+        }
+        let text = self.text_or_new(name);
+        let runs = reader.bounded(reader.rest() as u64)?;
+        for _ in 0..runs {
+            let Some(id) = self.read_id(reader)? else { return reader.fail(Flaw::Inconsistent) };
+            let head = reader.bounded(COUNTER_MAX << 1)?;
+            let (len, deleted) = ((head >> 1) as u32, head & 1 == 1);
+            let left = self.read_id(reader)?.unwrap_or(Id::NONE);
+            let right = self.read_id(reader)?.unwrap_or(Id::NONE);
+            let text_bytes = if deleted { 0 } else { reader.bounded(reader.rest() as u64)? as usize };
+            let content = reader.str(text_bytes)?;
+            let fits = u64::from(id.counter) + u64::from(len)
+                <= u64::from(self.replicas[id.client as usize].next)
+                && len > 0
+                && (deleted || content.chars().count() == len as usize)
+                && self.sequences.elements() + len as usize <= self.limits.elements_max
+                && (0..len).all(|n| self.sequences.find(id.plus(n)).is_none());
+            if !fits {
+                return reader.fail(Flaw::Inconsistent);
+            }
+            self.sequences.append(text, Run { id, len, left, right, deleted, text: content });
+        }
+        Ok(())
+    }
+
+    fn read_id(&self, reader: &mut Reader<'_>) -> Result<Option<Id>, Malformed> {
+        let client = reader.bounded(self.replicas.len() as u64)?;
+        if client == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Id::new(client as u32 - 1, reader.bounded(COUNTER_MAX)? as u32)))
+    }
+
+    /// Every origin must be an element of the same text.
+    fn check_origins(&self) -> Result<(), Flaw> {
+        let mut good = true;
+        for text in 0..self.names.len() as u32 {
+            self.sequences.runs(text, &mut |run| {
+                for id in [run.left, run.right] {
+                    good &= id.is_none() || self.sequences.find(id).is_some_and(|place| place.text == text);
+                }
+            });
+        }
+        if good { Ok(()) } else { Err(Flaw::Inconsistent) }
+    }
+
+    /// A hash of the canonical state: the same for all documents that hold the same changes, in whatever
+    /// order they came, from the log or from a snapshot.
+    ///
+    /// It covers the version vector and, for each text in order of name, all elements in order as maximal
+    /// runs: id, length, origins, whether deleted, and the text that is visible.
+    pub fn state_hash(&self) -> Hash {
+        let mut hasher = blake3::Hasher::new();
+        let mut row = Vec::new();
+        for (replica, next) in self.version().iter() {
+            row.extend_from_slice(&replica.0.to_le_bytes());
+            row.extend_from_slice(&next.to_le_bytes());
+        }
+        hasher.update(&(row.len() as u64).to_le_bytes());
+        hasher.update(&row);
+        for (name, &text) in &self.containers {
+            row.clear();
+            put_varint(&mut row, name.len() as u64);
+            row.extend_from_slice(name.as_bytes());
+            hasher.update(&row);
+            self.sequences.runs(text, &mut |run| {
+                row.clear();
+                for id in [run.id, run.left, run.right] {
+                    let replica = if id.is_none() { 0 } else { self.replicas[id.client as usize].id.0 };
+                    row.extend_from_slice(&replica.to_le_bytes());
+                    put_varint(&mut row, u64::from(id.counter));
+                }
+                put_varint(&mut row, u64::from(run.len) << 1 | u64::from(run.deleted));
+                put_varint(&mut row, run.text.len() as u64);
+                hasher.update(&row);
+                hasher.update(run.text.as_bytes());
+            });
+            hasher.update(&[0; 8]);
+        }
+        truncate(hasher.finalize())
+    }
+}
+
+fn put_id(out: &mut Vec<u8>, id: Id) {
+    if id.is_none() {
+        put_varint(out, 0);
+    } else {
+        put_varint(out, u64::from(id.client) + 1);
+        put_varint(out, u64::from(id.counter));
+    }
+}

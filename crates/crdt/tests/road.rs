@@ -1,0 +1,126 @@
+//! One change's road through this crate: edited, pushed, applied by the owner, received by the others.
+
+use manyhands_crdt::{
+    ChangeRef, Document, EntryWriter, Patch, PushWriter, Refusal, ReplicaId, read_entries, read_push,
+};
+
+const ANN: ReplicaId = ReplicaId(900);
+const BOB: ReplicaId = ReplicaId(17);
+
+/// A log with one document: what the owner does, in miniature.
+#[derive(Default)]
+struct Log {
+    document: Document,
+    entries: Vec<(u32, Option<ReplicaId>, u64, Vec<u8>)>,
+}
+
+impl Log {
+    fn submit(&mut self, change: ChangeRef<'_>) {
+        let new = self.document.replica_index(change.replica).is_none();
+        self.document.apply(change).expect("a good change");
+        let index = self.document.replica_index(change.replica).expect("just applied");
+        let new = new.then_some(change.replica);
+        self.entries.push((index, new, change.base, change.body.to_vec()));
+    }
+
+    fn tip(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// Entries after `seq`, as a run.
+    fn after(&self, seq: u64) -> (u64, u32, Vec<u8>) {
+        let mut run = EntryWriter::new();
+        for (n, (index, new, base, body)) in self.entries.iter().enumerate().skip(seq as usize) {
+            run.push(n as u64 + 1, *index, *new, *base, body);
+        }
+        (seq + 1, run.count(), run.finish())
+    }
+}
+
+#[test]
+fn two_clients_and_a_server_agree() {
+    let mut log = Log::default();
+    let (mut ann, mut bob) = (Document::new(), Document::new());
+
+    let mut edit = ann.edit(ANN);
+    edit.insert("page", 0, "helo").unwrap();
+    edit.insert("page", 3, "l").unwrap();
+    let first = edit.commit(0).unwrap();
+    assert_eq!((first.counter, first.next_counter), (0, 5));
+    let mut edit = ann.edit(ANN);
+    edit.delete("page", 0..1).unwrap();
+    edit.insert("page", 0, "H").unwrap();
+    let second = edit.commit(0).unwrap();
+
+    let mut push = PushWriter::new();
+    push.push(first.base, &first.body);
+    push.push(second.base, &second.body);
+    let (count, bytes) = (push.count(), push.finish());
+    for change in read_push(ANN, 0, count, &bytes) {
+        log.submit(change.unwrap().0);
+    }
+    assert_eq!(log.document.text("page").unwrap().to_string(), "Hello");
+
+    // Bob types before he hears of Ann.
+    let mut edit = bob.edit(BOB);
+    edit.insert("page", 0, "🎉!").unwrap();
+    let third = edit.commit(0).unwrap();
+    log.submit(third.as_ref());
+
+    let (first_seq, count, run) = log.after(0);
+    let seen: Vec<_> = read_entries(first_seq, count, &run).map(|entry| entry.unwrap()).collect();
+    assert_eq!(seen.iter().map(|entry| entry.new).collect::<Vec<_>>(), [Some(ANN), None, Some(BOB)]);
+    let mut patches = Vec::new();
+    bob.receive(first_seq, count, &run, 0, &mut patches).unwrap();
+    let mut view = String::from("🎉!");
+    apply(&mut view, &patches);
+    assert_eq!(view, bob.text("page").unwrap().to_string());
+
+    patches.clear();
+    ann.receive(first_seq, count, &run, 0, &mut patches).unwrap();
+    let mut view = String::from("Hello");
+    apply(&mut view, &patches);
+    assert_eq!(view, "🎉!Hello", "the smaller replica id goes first");
+    assert_eq!(ann.text("page").unwrap().to_string(), view);
+    assert_eq!(ann.state_hash(), bob.state_hash());
+    assert_eq!(ann.state_hash(), log.document.state_hash());
+
+    // The same run once more: all of it is known.
+    patches.clear();
+    ann.receive(first_seq, count, &run, log.tip(), &mut patches).unwrap();
+    assert!(patches.is_empty());
+
+    let loaded = Document::decode(&log.document.encode()).unwrap();
+    assert_eq!(loaded.state_hash(), ann.state_hash());
+    assert_eq!(loaded.version(), ann.version());
+}
+
+// enforces: I-4
+#[test]
+fn a_change_counts_once() {
+    let mut ann = Document::new();
+    let mut edit = ann.edit(ANN);
+    edit.insert("page", 0, "hello").unwrap();
+    let change = edit.commit(0).unwrap();
+    let mut edit = ann.edit(ANN);
+    edit.delete("page", 1..3).unwrap();
+    let later = edit.commit(0).unwrap();
+
+    let mut server = Document::new();
+    assert_eq!(server.apply(later.as_ref()), Err(Refusal::Gap { next_counter: 0 }));
+    let applied = server.apply(change.as_ref()).unwrap();
+    assert_eq!(applied.next_counter, 5);
+    assert_eq!(server.apply(change.as_ref()), Err(Refusal::Known { next_counter: 5 }));
+    assert_eq!(server.hash_of(change.as_ref()), Ok((5, applied.hash)));
+    let fork = ChangeRef { base: 1, ..change.as_ref() };
+    assert_ne!(server.hash_of(fork).unwrap().1, applied.hash);
+    assert_eq!(server.text("page").unwrap().to_string(), "hello");
+}
+
+fn apply(view: &mut String, patches: &[Patch]) {
+    let mut scalars: Vec<char> = view.chars().collect();
+    for patch in patches {
+        scalars.splice(patch.at..patch.at + patch.deleted, patch.inserted.chars());
+    }
+    *view = scalars.into_iter().collect();
+}
