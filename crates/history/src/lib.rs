@@ -3,6 +3,6 @@
 mod log;
 
 pub use log::{
-    AppendError, Appended, Batch, Cursor, DocumentRecord, Entry, EventLog, Lease, LogError, Member,
-    Ownership, ReadLimit, SharedLog, Strategy,
+    AppendError, Appended, BATCH_ENTRIES_MAX, Batch, Call, Cursor, DocumentRecord, Entry, EventLog, Fault,
+    Lease, LogError, Member, MemoryLog, Options, Ownership, ReadLimit, SharedLog, Strategy, migrate, open,
 };

@@ -3,6 +3,13 @@
 //! The trait states what holds when a call returns; `conformance` holds every implementation to it.
 //! Which implementation it is, the URL says: [`open`](crate::open).
 
+mod batch;
+mod memory;
+mod open;
+mod postgres;
+mod schema;
+mod sqlite;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +18,10 @@ use bytes::Bytes;
 use manyhands_crdt::{Hash, ReplicaId};
 use manyhands_proto::{Chain, DocumentName, Epoch, Incarnation, NodeId, Offset, PartitionId, Seq};
 
+pub use batch::BATCH_ENTRIES_MAX;
+pub use memory::{Call, Fault, MemoryLog};
+pub use open::{Options, migrate, open};
+
 /// How a document's maps merge; fixed when the document is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -18,6 +29,15 @@ pub enum Strategy {
     /// Multi-value registers and texts.
     #[default]
     Crdt = 0,
+}
+
+impl Strategy {
+    fn from_code(code: i64) -> Result<Strategy, LogError> {
+        match code {
+            0 => Ok(Strategy::Crdt),
+            _ => Err(LogError::Corrupt(format!("no strategy has the code {code}"))),
+        }
+    }
 }
 
 /// A document as the log knows it.
@@ -177,6 +197,9 @@ pub enum LogError {
     /// The log belongs to something else: another partition count, another schema, another cluster.
     #[error("{0}")]
     Mismatch(String),
+    /// The URL names no event log that this program knows how to open.
+    #[error("{0}")]
+    Url(String),
 }
 
 /// How much one read returns at the most.
@@ -263,7 +286,8 @@ pub trait EventLog: Send + Sync + 'static {
     /// head is `expected`. When it returns `Appended`, the batch survives any crash.
     ///
     /// An unknown outcome is repeated as it is until the log answers; dropping the future gives up
-    /// waiting, not the statement. One append a partition at a time.
+    /// waiting, not the statement. One append a partition at a time. The same batch appended again at the
+    /// same head is recognized and is `Appended` without a second copy.
     async fn append(&self, lease: &Lease, expected: Offset, batch: &Batch) -> Result<Appended, AppendError>;
 
     /// Notes that everything up to `offset` was published. Lazy, and may be lost.
@@ -299,7 +323,7 @@ pub trait EventLog: Send + Sync + 'static {
         limit: ReadLimit,
     ) -> Result<Vec<Entry>, LogError>;
 
-    /// Takes a follower's cursor in a partition for `ttl` if nobody else works on it, under a new epoch.
+    /// Takes a follower's cursor in a partition for `ttl` if no other node works on it, under a new epoch.
     async fn take_cursor(
         &self,
         follower: &str,
@@ -308,8 +332,8 @@ pub trait EventLog: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<Option<Cursor>, LogError>;
 
-    /// Moves a cursor forward to its `offset` and extends it for `ttl`. `false`: another worker has it, or
-    /// it already stands further on.
+    /// Moves a cursor forward to its `offset` and extends it for `ttl`, from zero, which gives it back.
+    /// `false`: another worker has it, or it already stands further on.
     async fn advance(&self, cursor: &Cursor, ttl: Duration) -> Result<bool, LogError>;
 }
 
