@@ -18,8 +18,10 @@ pub struct ClientConfig {
     pub handshake_max: Duration,
     /// Changes without an ack for this long, on a connection that lives, are sent again.
     pub resend_after: Duration,
-    /// A fetch or an open without an answer for this long is asked again.
+    /// A fetch without an answer for this long is asked again; a state may pause for as long.
     pub answer_max: Duration,
+    /// An open without an answer for this long is asked again.
+    pub open_max: Duration,
     /// How long before its end a token is reported as expiring.
     pub token_lead: Duration,
     /// Pushes on one channel that may be on their way; what is made meanwhile goes together in the next.
@@ -45,6 +47,7 @@ impl Default for ClientConfig {
             handshake_max: Duration::from_secs(10),
             resend_after: Duration::from_secs(10),
             answer_max: Duration::from_secs(10),
+            open_max: Duration::from_secs(30),
             token_lead: Duration::from_secs(60),
             pushes_in_flight_max: 4,
             outbox_changes_max: 1_000_000,
@@ -272,6 +275,13 @@ pub enum Event {
         peers: Vec<v1::Peer>,
         /// Sessions that are gone.
         left: Vec<String>,
+    },
+    /// A presence was not sent: it is over the limit that the server announced.
+    PresenceTooLarge {
+        /// Where.
+        channel: u32,
+        /// How large it is.
+        bytes: usize,
     },
     /// The server closed the document for good; its outbox keeps what it holds until the application opens
     /// it again or leaves.

@@ -36,7 +36,7 @@ enum Phase {
     Waiting,
     /// The owner was asked.
     Opening,
-    Open(Open),
+    Open(Box<Open>),
 }
 
 #[derive(Debug)]
@@ -164,7 +164,7 @@ impl Channel {
         };
         with.queue.send(with.now, ServerFrame::Opened(opened), out);
         self.newest = self.newest.max(position.seq);
-        self.phase = Phase::Open(Open {
+        self.phase = Phase::Open(Box::new(Open {
             incarnation: position.incarnation,
             sent,
             chain,
@@ -175,7 +175,7 @@ impl Channel {
             backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
             told_behind: false,
             uplink: Uplink::default(),
-        });
+        }));
         runs.iter().try_for_each(|run| self.deliver(run, with, out))
     }
 
