@@ -1,0 +1,268 @@
+//! The HTTP face: every check of a handshake before it is answered with 101, and the reason when it is not.
+//!
+//! A browser cannot see why a handshake failed, so a plain GET of the same address says what a handshake
+//! would be answered.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, any};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use manyhands_proto::{Code, DocumentName, SUBPROTOCOL};
+use manyhands_session::Grant;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::auth::{self, Offer};
+use crate::origin::Origins;
+use crate::problem::Problem;
+use crate::socket::{self, Admitted, Node};
+
+/// Headers of a request: how many, in how many bytes, and in what time they must have come.
+const HEADERS_MAX: usize = 64;
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+
+/// What the handlers share.
+pub(crate) struct Face {
+    pub(crate) node: Arc<Node>,
+    pub(crate) origins: Origins,
+    /// One permit for each socket.
+    pub(crate) sockets: Arc<Semaphore>,
+    pub(crate) sockets_max: usize,
+    /// One permit for each connection that is not a socket yet.
+    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) sessions: TaskTracker,
+    /// Cancelled when no socket is taken any more.
+    pub(crate) leaving: CancellationToken,
+}
+
+/// The routes of the edge, without those that every process has.
+pub(crate) fn routes(face: Arc<Face>) -> Router {
+    let sync: fn() -> MethodRouter<Arc<Face>> = || any(sync);
+    Router::new()
+        .route("/v1/sync", sync())
+        .route("/v1/sync/{workspace}", sync())
+        .fallback(|request: Request| async move {
+            Problem::new(Code::NotFound, format!("There is nothing at {}.", request.uri().path()))
+        })
+        .with_state(face)
+}
+
+async fn sync(State(face): State<Arc<Face>>, mut request: Request) -> Response {
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = if request.method() == Method::OPTIONS {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        face.handshake(&mut request).unwrap_or_else(|problem| {
+            metrics::counter!("manyhands_edge_handshakes_refused_total", "code" => problem.code().slug())
+                .increment(1);
+            tracing::debug!(address = auth::loggable(request.uri()), code = %problem.code(), "no socket");
+            problem.into_response()
+        })
+    };
+    if let Some(origin) = origin.filter(|origin| face.origins.allow(Some(origin))) {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+impl Face {
+    /// Answers with 101 and starts the session, or says why not.
+    fn handshake(&self, request: &mut Request) -> Result<Response, Problem> {
+        let workspace = workspace_of(request.uri().path())?;
+        let grant = self.check(request, workspace.as_ref())?;
+        let accept = accept_key(request)?;
+        let permit = self.socket_permit()?;
+
+        let admitted = Admitted { grant, workspace, permit };
+        let upgrade = hyper::upgrade::on(request);
+        let node = Arc::clone(&self.node);
+        self.sessions.spawn(async move {
+            match tokio::time::timeout(HANDSHAKE_MAX, upgrade).await {
+                Ok(Ok(stream)) => socket::serve(node, TokioIo::new(stream), admitted).await,
+                // The client left between our 101 and its first byte: nobody is there to be told.
+                Ok(Err(error)) => tracing::debug!(%error, "the handshake was not completed"),
+                Err(_) => tracing::debug!("the handshake was not completed in time"),
+            }
+        });
+
+        let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        Ok(response)
+    }
+
+    /// Everything that can be known from the request, in the order in which a client can mend it.
+    fn check(&self, request: &Request, workspace: Option<&DocumentName>) -> Result<Grant, Problem> {
+        let headers = request.headers();
+        if request.method() != Method::GET {
+            return Err(Problem::new(Code::Malformed, "Only GET is answered here.")
+                .status(StatusCode::METHOD_NOT_ALLOWED)
+                .fix("Send a WebSocket handshake, or a GET to see what it would be answered."));
+        }
+        if self.leaving.is_cancelled() {
+            return Err(Problem::new(Code::ShuttingDown, "This edge takes no connections any more."));
+        }
+        if !self.origins.allow(headers.get(header::ORIGIN)) {
+            return Err(Problem::new(Code::OriginRefused, "The Origin of this request is not on the list."));
+        }
+        let offer = Offer::read(headers)?;
+        let token = auth::token_of(headers, &offer, request.uri())?;
+        let grant = self.node.verifier.verify(&token, self.node.wall_ms())?;
+        auth::admits(&grant, workspace)?;
+
+        let upgrade = wants_upgrade(headers);
+        if !offer.speaks_ours && (upgrade || offer.speaks_any) {
+            return Err(Problem::new(
+                Code::VersionUnsupported,
+                "No subprotocol that this edge speaks is offered.",
+            )
+            .fix(format!("Offer the subprotocol {SUBPROTOCOL}: new WebSocket(url, [\"{SUBPROTOCOL}\"]).")));
+        }
+        if !upgrade {
+            return Err(Problem::new(
+                Code::UpgradeRequired,
+                "A handshake with this request would be accepted.",
+            ));
+        }
+        Ok(grant)
+    }
+
+    fn socket_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.sockets).try_acquire_owned().map_err(|_| {
+            let detail =
+                format!("This edge holds {} connections, which is all that it may.", self.sockets_max);
+            Problem::new(Code::Overloaded, detail)
+                .status(StatusCode::SERVICE_UNAVAILABLE)
+                .fix("Reconnect after the stated delay; run more edges if this lasts.")
+                .retry_after(5)
+        })
+    }
+}
+
+/// The workspace as the path spells it; nothing is decoded, so that a document has one address.
+fn workspace_of(path: &str) -> Result<Option<DocumentName>, Problem> {
+    match path.strip_prefix("/v1/sync/") {
+        None => Ok(None),
+        Some(name) => name.parse().map(Some).map_err(|error: manyhands_proto::InvalidDocumentName| {
+            Problem::new(Code::InvalidName, format!("{error}."))
+        }),
+    }
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    let lists = |name, word: &str| {
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(word)))
+    };
+    lists(header::CONNECTION, "upgrade") && lists(header::UPGRADE, "websocket")
+}
+
+fn accept_key(request: &Request) -> Result<HeaderValue, Problem> {
+    let headers = request.headers();
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(Problem::new(Code::UpgradeRequired, "This edge speaks version 13 of WebSocket only."));
+    }
+    headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .filter(|key| key.len() == 24)
+        .and_then(|key| HeaderValue::from_str(&derive_accept_key(key.as_bytes())).ok())
+        .ok_or_else(|| Problem::new(Code::Malformed, "The handshake has no usable Sec-WebSocket-Key."))
+}
+
+/// Takes connections until `leaving`, then closes those that are no sockets.
+///
+/// # Errors
+/// If the listener fails for good.
+pub(crate) async fn serve(listener: TcpListener, routes: Router, face: Arc<Face>) -> io::Result<()> {
+    let connections = TaskTracker::new();
+    loop {
+        // When too many are in their handshake, further ones wait in the kernel's queue.
+        let Ok(permit) = Arc::clone(&face.handshakes).acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            biased;
+            () = face.leaving.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(connection(stream, routes.clone(), face.leaving.clone(), permit));
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                // Out of file handles, most likely: those that close will mend it.
+                tracing::warn!(%error, "no connection can be taken");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+    Ok(())
+}
+
+async fn connection(
+    stream: TcpStream,
+    routes: Router,
+    leaving: CancellationToken,
+    permit: OwnedSemaphorePermit,
+) {
+    let _permit = permit;
+    // A frame is written whole and must not wait for the next one.
+    let _ = stream.set_nodelay(true);
+    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        routes.clone().oneshot(request.map(Body::new))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut goodbye = false;
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a connection ended before its time");
+                }
+                return;
+            }
+            () = leaving.cancelled(), if !goodbye => {
+                connection.as_mut().graceful_shutdown();
+                goodbye = true;
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
