@@ -138,6 +138,25 @@ impl Document {
     /// [`Refusal::Known`] and [`Refusal::Gap`] when it is not the replica's next change; the rest says
     /// what is wrong with it.
     pub fn apply(&mut self, change: ChangeRef<'_>) -> Result<Applied, Refusal> {
+        let (client, applied) = self.apply_unlogged(change)?;
+        let state = &mut self.replicas[client as usize];
+        state.logged = state.next;
+        if state.log_index.is_none() {
+            self.give_index(client);
+        }
+        Ok(applied)
+    }
+
+    /// Makes an own change again that is not in the log yet: the outbox of a client on top of a state that
+    /// it got from the server. Its entry is expected like that of any local edit.
+    ///
+    /// # Errors
+    /// As [`apply`](Document::apply).
+    pub fn reapply(&mut self, change: ChangeRef<'_>) -> Result<Applied, Refusal> {
+        self.apply_unlogged(change).map(|(_, applied)| applied)
+    }
+
+    fn apply_unlogged(&mut self, change: ChangeRef<'_>) -> Result<(Client, Applied), Refusal> {
         let next_counter = self.next_counter(change.replica);
         if change.counter < next_counter {
             return Err(Refusal::Known { next_counter });
@@ -157,12 +176,7 @@ impl Document {
             self.add_replica(change.replica);
         }
         let next = self.integrate(client, change.body, &mut ());
-        let state = &mut self.replicas[client as usize];
-        state.logged = next;
-        if state.log_index.is_none() {
-            self.give_index(client);
-        }
-        Ok(Applied { next_counter: u64::from(next), hash })
+        Ok((client, Applied { next_counter: u64::from(next), hash }))
     }
 
     /// The first counter after a change and its hash, as [`apply`](Document::apply) would give them; for

@@ -124,3 +124,47 @@ fn apply(view: &mut String, patches: &[Patch]) {
     }
     *view = scalars.into_iter().collect();
 }
+
+/// A client got the whole state while its own changes waited in the outbox: they go on top, are the same
+/// changes, and come back by the log like any others.
+#[test]
+fn an_outbox_goes_on_top_of_a_new_state() {
+    let mut log = Log::default();
+    let mut bob = Document::new();
+    let mut edit = bob.edit(BOB);
+    edit.insert("page", 0, "world").unwrap();
+    log.submit(edit.commit(0).unwrap().as_ref());
+
+    let mut ann = Document::new();
+    let mut outbox = Vec::new();
+    for (at, text) in [(0, "Hel"), (3, "lo ")] {
+        let mut edit = ann.edit(ANN);
+        edit.insert("page", at, text).unwrap();
+        outbox.push(edit.commit(0).unwrap());
+    }
+    // The first of them is durable already.
+    log.submit(outbox[0].as_ref());
+
+    let mut ann = Document::decode(&log.document.encode()).unwrap();
+    let tip = log.tip();
+    assert!(matches!(ann.reapply(outbox[0].as_ref()), Err(Refusal::Known { next_counter: 3 })));
+    ann.reapply(outbox[1].as_ref()).unwrap();
+    let mut edit = ann.edit(ANN);
+    edit.insert("page", len_with(&log, &outbox[1]), "!").unwrap();
+    outbox.push(edit.commit(tip).unwrap());
+
+    log.submit(outbox[1].as_ref());
+    log.submit(outbox[2].as_ref());
+    let (first, count, entries) = log.after(tip);
+    let mut patches = Vec::new();
+    ann.receive(first, count, &entries, tip, &mut patches).unwrap();
+    assert_eq!(patches, [], "own changes came back and change nothing");
+    assert_eq!(ann.state_hash(), log.document.state_hash());
+    let text = ann.text("page").unwrap().to_string();
+    assert!(text.contains("Hello ") && text.contains("world") && text.ends_with('!'), "{text}");
+}
+
+/// The length of the text once `change` is in it as well.
+fn len_with(log: &Log, change: &manyhands_crdt::Change) -> usize {
+    log.document.text("page").unwrap().len() + (change.next_counter - change.counter) as usize
+}
