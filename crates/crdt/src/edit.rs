@@ -61,6 +61,11 @@ impl Document {
 }
 
 impl Edit<'_> {
+    /// The document with what this edit did so far.
+    pub fn document(&self) -> &Document {
+        self.document
+    }
+
     /// Inserts `text` before the character at `at`, counted in scalars; at the end when `at` is the
     /// length. Nothing happens when `text` is empty.
     ///

@@ -1,0 +1,222 @@
+//! One connection to the service, shared by the workspaces that are open on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use manyhands_crdt::ReplicaId;
+use manyhands_proto::{Code, DocumentName, InvalidDocumentName};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::document::OpenDocument;
+use crate::driver::Driver;
+use crate::options::ClientOptions;
+use crate::socket::{ConnectError, Traffic};
+use crate::workspace::{Held, Workspace};
+
+/// A client: one socket, kept open, for any number of workspaces.
+///
+/// Clones are the same client. It ends when the last clone and the last workspace of it are gone;
+/// [`Client::close`] sends what is pending first.
+#[derive(Clone)]
+pub struct Client {
+    handle: Arc<Handle>,
+}
+
+/// What the application's handles share. The driver holds [`Shared`] alone, so that this ends it.
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    _driver: DropGuard,
+}
+
+/// What the application's handles and the driver share.
+pub(crate) struct Shared {
+    pub(crate) options: ClientOptions,
+    pub(crate) connection: watch::Sender<Connection>,
+    pub(crate) traffic: Traffic,
+    /// There is something in `wishes`.
+    pub(crate) news: Notify,
+    wishes: Mutex<Wishes>,
+}
+
+/// What the application wants of the driver. Each wish is there or not, so nothing can pile up.
+#[derive(Default)]
+pub(crate) struct Wishes {
+    pub(crate) documents: BTreeMap<u32, Arc<Held>>,
+    /// Channels of workspaces with local edits, presence or a handle that was dropped.
+    pub(crate) dirty: BTreeSet<u32>,
+    pub(crate) wake: bool,
+    pub(crate) close: bool,
+    last_channel: u32,
+}
+
+/// How a client is connected.
+#[derive(Clone, Debug)]
+pub enum Connection {
+    /// A connection is being made.
+    Connecting,
+    /// Connected, and the server has welcomed this session.
+    Online,
+    /// There is no connection. Edits are kept; the next attempt is on its way.
+    Offline {
+        /// Why the last connection ended.
+        reason: String,
+        /// Why the last attempt failed, if it did.
+        error: Option<Arc<ConnectError>>,
+    },
+    /// It stopped and does not try again by itself: why.
+    Stopped(Arc<Stop>),
+}
+
+/// Why a client stopped for good.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("stopped: {message}")]
+pub struct Stop {
+    /// The code, if there is one and this build knows it.
+    pub code: Option<Code>,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl Stop {
+    pub(crate) fn closed() -> Stop {
+        Stop {
+            code: None,
+            message: "the application closed the client".to_owned(),
+            fix: "Make a new client.".to_owned(),
+        }
+    }
+}
+
+/// What was still pending when the time to close was over. It is lost with this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{pending} edits were not saved before the limit")]
+pub struct Unsaved {
+    /// Edits that the server has not acknowledged.
+    pub pending: usize,
+}
+
+/// What a client moved, without the WebSocket's own headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Bytes of frames sent.
+    pub bytes_sent: u64,
+    /// Bytes of frames received.
+    pub bytes_received: u64,
+    /// Connections that were made; one more than reconnects.
+    pub connections: u64,
+}
+
+impl Client {
+    /// Starts a client; must be called within a Tokio runtime. It connects by itself, now and after every
+    /// loss of the connection.
+    #[must_use]
+    pub fn connect(options: ClientOptions) -> Client {
+        let shared = Arc::new(Shared {
+            options,
+            connection: watch::Sender::new(Connection::Connecting),
+            traffic: Traffic::default(),
+            news: Notify::new(),
+            wishes: Mutex::default(),
+        });
+        let cancel = CancellationToken::new();
+        tokio::spawn(Driver::new(shared.clone(), rand::random()).run(cancel.clone()));
+        Client { handle: Arc::new(Handle { shared, _driver: cancel.drop_guard() }) }
+    }
+
+    /// Opens a workspace under a new replica. It can be edited at once; [`Workspace::loaded`] waits for
+    /// the server's state.
+    pub fn open(&self, workspace: &str) -> Result<Workspace, InvalidDocumentName> {
+        let name: DocumentName = workspace.parse()?;
+        let shared = &self.handle.shared;
+        let held = {
+            let mut wishes = shared.wishes();
+            wishes.last_channel += 1;
+            let channel = wishes.last_channel;
+            let held = Arc::new(Held::new(OpenDocument::new(name, channel, new_replica())));
+            wishes.documents.insert(channel, held.clone());
+            wishes.dirty.insert(channel);
+            held
+        };
+        shared.news.notify_one();
+        Ok(Workspace::new(held, self.handle.clone()))
+    }
+
+    /// How it is connected, and every change of that.
+    #[must_use]
+    pub fn connection(&self) -> watch::Receiver<Connection> {
+        self.handle.shared.connection.subscribe()
+    }
+
+    /// Waits until the server has welcomed this client, or until it has stopped.
+    pub async fn online(&self) -> Result<(), Arc<Stop>> {
+        let mut connection = self.connection();
+        loop {
+            match &*connection.borrow_and_update() {
+                Connection::Online => return Ok(()),
+                Connection::Stopped(stop) => return Err(stop.clone()),
+                Connection::Connecting | Connection::Offline { .. } => {}
+            }
+            // The sender lives as long as `self`.
+            let _ = connection.changed().await;
+        }
+    }
+
+    /// Tries to connect now instead of after the current wait: the device woke up or the network is back.
+    /// Also starts a stopped client again, for instance with a token that is good now.
+    pub fn wake(&self) {
+        self.handle.shared.wishes().wake = true;
+        self.handle.shared.news.notify_one();
+    }
+
+    /// Waits until everything that is pending is stored, at most `within`, and ends the connection.
+    pub async fn close(self, within: Duration) -> Result<(), Unsaved> {
+        let shared = self.handle.shared.clone();
+        let documents: Vec<Arc<Held>> = shared.wishes().documents.values().cloned().collect();
+        let saved = async {
+            for held in &documents {
+                let workspace = Workspace::new(held.clone(), self.handle.clone());
+                // A refusal or a stop ends the wait as well; what is left is counted below.
+                let _ = workspace.saved().await;
+            }
+        };
+        let _ = tokio::time::timeout(within, saved).await;
+        let pending = documents.iter().map(|held| held.lock().pending()).sum();
+        shared.wishes().close = true;
+        shared.news.notify_one();
+        if pending == 0 { Ok(()) } else { Err(Unsaved { pending }) }
+    }
+
+    /// What it moved so far.
+    #[must_use]
+    pub fn moved(&self) -> Moved {
+        let traffic = &self.handle.shared.traffic;
+        Moved {
+            bytes_sent: traffic.bytes_sent.load(Relaxed),
+            bytes_received: traffic.bytes_received.load(Relaxed),
+            connections: traffic.connections.load(Relaxed),
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the driver that a workspace has something for it.
+    pub(crate) fn mark(&self, held: &Held) {
+        let channel = held.lock().channel;
+        self.wishes().dirty.insert(channel);
+        self.news.notify_one();
+    }
+}
+
+/// A new identity for an editing session: random, never 0, never used before.
+pub(crate) fn new_replica() -> ReplicaId {
+    ReplicaId(rand::random_range(1..=u64::MAX))
+}
