@@ -1,0 +1,11 @@
+//! Drives a running system from outside and tells what it saw: [`replay`] types a recorded session,
+//! [`probe`] measures one keystroke, [`crowd`] is many people at once. [`cluster`] runs the whole system on
+//! this machine, for people and for tests.
+
+pub mod access;
+pub mod cluster;
+pub mod crowd;
+pub mod measure;
+pub mod probe;
+pub mod replay;
+pub mod trace;
