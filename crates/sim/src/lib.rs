@@ -1,1 +1,3 @@
-//! Nothing here yet.
+//! The repository as data, for the rules that a machine can check (`tests/tidy.rs`).
+
+pub mod repository;

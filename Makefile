@@ -1,0 +1,46 @@
+# Every target that has a comment beginning with two hashes shows up in `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+LISTEN ?= 127.0.0.1:8080
+DATA ?= .manyhands/dev
+CLUSTER ?= .manyhands
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: dev
+dev: ## Run everything in one process (LISTEN=127.0.0.1:8080 DATA=.manyhands/dev)
+	cargo run --release --locked --bin manyhands -- dev --listen $(LISTEN) --data $(DATA)
+
+.PHONY: test
+test: neighbours ## Run every test, against real Postgres, NATS and Redis servers that the tests start themselves
+	cargo test --workspace --locked
+
+.PHONY: check
+check: ## Formatting, lints, documentation links and the rules of the repository
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	cargo test --locked --package manyhands-sim --test tidy
+
+.PHONY: cluster
+cluster: neighbours ## Start Postgres, NATS, Redis, two document nodes and two edges; addresses in .manyhands/cluster.env
+	cargo build --release --locked --bin manyhands --bin loadtest
+	$(RELEASE)/loadtest cluster up --dir $(CLUSTER) --binary $(RELEASE)/manyhands
+
+.PHONY: cluster-down
+cluster-down: ## Stop exactly what `make cluster` started
+	cargo build --release --locked --bin loadtest
+	$(RELEASE)/loadtest cluster down --dir $(CLUSTER)
+
+.PHONY: neighbours
+neighbours: ## Install the servers that tests and the local cluster run beside us, where they are missing
+	@deploy/neighbours.sh
+
+.PHONY: clean
+clean: ## Remove what was built (data under .manyhands stays)
+	cargo clean
+
+RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
