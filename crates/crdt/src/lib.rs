@@ -28,6 +28,7 @@ mod document;
 mod edit;
 mod error;
 mod id;
+mod naive;
 mod receive;
 mod record;
 mod sequence;

@@ -120,7 +120,7 @@ pub struct MemoryConfig {
     pub idle: Duration,
     /// Documents that are loaded from the log at the same time.
     pub loads_max: usize,
-    /// Requests that may wait for one document to be loaded; what is beyond is answered with `overloaded`.
+    /// Requests of one partition that may wait for documents to be loaded; what is beyond is answered with `overloaded`.
     pub waiting_max: usize,
 }
 

@@ -5,15 +5,16 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::Stream;
 use manyhands_crdt::ReplicaId;
+use manyhands_process::telemetry;
 use manyhands_proto::v1::document_service_server::DocumentService;
 use manyhands_proto::v1::{self, open_response::Part};
 use manyhands_proto::{CHAIN_BYTES, Code, DocumentName, Incarnation, Position, Seq};
 use prost::Message;
 use tonic::{Request, Response, Status};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::Server;
-use crate::node::Asked;
+use crate::mailbox::Asked;
 use crate::request::{Grant, Open, Opened, Read, Refused, Submit, Submitted, wire_position};
 
 /// Most bytes of entries or state in one message of an open stream.
@@ -27,7 +28,7 @@ impl DocumentService for Server {
         &self,
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
-        let (span, trace) = self.enter("document.submit", &request);
+        let (span, trace) = traced(tracing::info_span!("document.submit"), &request);
         let submit = parse_submit(request.into_inner(), trace).map_err(status)?;
         let submitted = self.node.submit(submit).instrument(span).await.map_err(status)?;
         Ok(Response::new(submit_response(submitted)))
@@ -36,21 +37,21 @@ impl DocumentService for Server {
     type OpenStream = OpenStream;
 
     async fn open(&self, request: Request<v1::OpenRequest>) -> Result<Response<OpenStream>, Status> {
-        let (span, _) = self.enter("document.open", &request);
+        let (span, _) = traced(tracing::info_span!("document.open"), &request);
         let open = parse_open(request.into_inner()).map_err(status)?;
         let document = open.document.clone();
-        let opened = self.node.ask(&document, |reply| Asked::Open(open, reply));
+        let opened = self.node.ask(&document, |ticket| Asked::Open(open, ticket));
         let opened = opened.instrument(span).await.map_err(status)?;
         Ok(Response::new(Box::pin(tokio_stream::iter(open_parts(opened).map(Ok)))))
     }
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<v1::ReadResponse>, Status> {
-        let (span, _) = self.enter("document.read", &request);
+        let (span, _) = traced(tracing::info_span!("document.read"), &request);
         let read = parse_read(request.into_inner()).map_err(status)?;
         let document = read.document.clone();
         let (run, tip) = self
             .node
-            .ask(&document, |reply| Asked::Read(read, reply))
+            .ask(&document, |ticket| Asked::Read(read, ticket))
             .instrument(span)
             .await
             .map_err(status)?;
@@ -65,12 +66,13 @@ impl DocumentService for Server {
     }
 }
 
-impl Server {
-    /// The span of a call, and the trace context that came with it.
-    fn enter<R>(&self, _call: &'static str, request: &Request<R>) -> (tracing::Span, Option<String>) {
-        let trace = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
-        (tracing::info_span!("document.call"), trace.map(str::to_owned))
+/// The span of a call, child of the caller's, and the trace context that came with it.
+fn traced<R>(span: Span, request: &Request<R>) -> (Span, Option<String>) {
+    let trace = telemetry::extract(request.metadata()).map(str::to_owned);
+    if let Some(trace) = &trace {
+        telemetry::set_parent(&span, trace);
     }
+    (span, trace)
 }
 
 /// A refusal as gRPC says it.

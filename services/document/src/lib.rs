@@ -1,7 +1,7 @@
 //! One writer per partition: admit, append, release.
 //!
 //! This is the heart of Manyhands. Every change of a document passes through the one loop of the document's
-//! partition (`writer.rs`): it takes what waits, decides in pure code what of it is right (`partition.rs`),
+//! partition (`writer.rs`): it takes what waits, decides in pure code what of it is right ([`partition`]),
 //! makes that durable in one append, and only then answers and tells the world. Which node runs which loops
 //! is the business of [`ownership`]; that two nodes may believe they run the same one for a moment does no
 //! harm, because the log's epoch lets only one of them append.
@@ -10,11 +10,19 @@
 //! `writer.rs` takes it out again, `residency.rs` says whether the document is in memory, `partition.rs`
 //! admits and releases, with what `resident.rs` knows about the one document.
 
+mod aside;
 mod config;
 mod grpc;
+mod mailbox;
 mod node;
 pub mod ownership;
+pub mod partition;
 pub mod request;
+pub mod residency;
+pub mod resident;
+pub mod run;
+pub mod tips;
+mod writer;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -22,6 +30,7 @@ use std::sync::Arc;
 
 use manyhands_bus::SharedBus;
 use manyhands_history::SharedLog;
+use manyhands_process::health::Check;
 use manyhands_proto::v1::document_service_server::DocumentServiceServer;
 
 pub use config::{BatchConfig, Config, LeaseConfig, LimitsConfig, MailboxConfig, MemoryConfig};
@@ -31,6 +40,7 @@ use node::Node;
 /// The service, built and not yet running.
 pub struct Document {
     server: Server,
+    check: Option<Check>,
 }
 
 /// The service's gRPC face; clones share it. Answers `not_owner` until [`Document::run`] has claimed
@@ -62,10 +72,19 @@ pub enum Error {
 /// Puts the service together. Nothing runs and nothing listens until [`Document::run`].
 pub fn build(config: Config, log: SharedLog, bus: SharedBus) -> Result<Document, Error> {
     config.check().map_err(Error::Config)?;
-    Ok(Document { server: Server { node: Arc::new(Node::new(config, log, bus)) } })
+    Ok(Document {
+        server: Server { node: Arc::new(Node::new(config, log, bus, writer::apply)) },
+        check: None,
+    })
 }
 
 impl Document {
+    /// Says through `check` whether this node can do its work.
+    #[must_use]
+    pub fn with_check(self, check: Check) -> Document {
+        Document { check: Some(check), ..self }
+    }
+
     /// The gRPC face, to be called in this process.
     #[must_use]
     pub fn server(&self) -> Server {
@@ -90,7 +109,7 @@ impl Document {
             .add_service(self.server.service())
             .serve_with_incoming_shutdown(incoming, left.clone().cancelled_owned());
         let node = async {
-            self.server.node.run(advertise, shutdown).await;
+            self.server.node.run(advertise, self.check, shutdown).await;
             left.cancel();
             Ok(())
         };
@@ -100,7 +119,7 @@ impl Document {
 
     /// The same without listening: for a process in which every edge calls [`Document::server`].
     pub async fn run_in_process(self, shutdown: impl Future<Output = ()> + Send) {
-        self.server.node.run("in-process".to_owned(), shutdown).await;
+        self.server.node.run("in-process".to_owned(), self.check, shutdown).await;
     }
 }
 

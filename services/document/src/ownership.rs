@@ -203,6 +203,11 @@ impl Ownership {
             Input::Tick => self.tick(now, out),
             Input::Joined { members } => {
                 self.calls.remove(&Call::Join);
+                if self.draining {
+                    // That join may have come after the leaving.
+                    out.push(Effect::Leave);
+                    return;
+                }
                 self.members = members.into_iter().collect();
                 if std::mem::take(&mut self.join_again) {
                     self.call(Call::Join, Effect::Join, out);

@@ -1,0 +1,227 @@
+//! What is done beside a partition's loop: reading from the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use manyhands_bus::{Message, Topic};
+use manyhands_history::{DocumentRecord, Entry, Lease, LogError, ReadLimit, Strategy};
+use manyhands_proto::{Code, DocumentName, Incarnation, PartitionId, Position, Seq, v1};
+use prost::Message as _;
+
+use crate::grpc::PART_BYTES;
+use crate::mailbox::{Done, Ticket};
+use crate::node::Shared;
+use crate::request::{KnownChange, Opened, Refused, Submit, Submitted, wire_position};
+use crate::resident::{Corrupt, Limits, LogTail, Resident};
+use crate::run::{Indices, Outgoing, RunWriter};
+
+/// One page of a replay.
+const PAGE: ReadLimit = ReadLimit { entries_max: 4096, bytes_max: 1024 * 1024 };
+/// When to ask again after the log could not be read, in milliseconds.
+const UNREADABLE_RETRY_MS: u32 = 500;
+/// Pause before a republication is tried again.
+const REPUBLISH_RETRY: Duration = Duration::from_millis(500);
+
+/// Reads one partition's part of the log.
+#[derive(Clone)]
+pub(crate) struct Aside {
+    shared: Arc<Shared>,
+    partition: PartitionId,
+}
+
+impl Aside {
+    pub(crate) fn new(shared: Arc<Shared>, partition: PartitionId) -> Aside {
+        Aside { shared, partition }
+    }
+
+    /// Replays a document's log. A name without a log is a new document, whose incarnation is drawn here and
+    /// becomes fixed by its first entry.
+    pub(crate) async fn load(self, document: DocumentName) -> Done {
+        let loaded = self.replay(&document).await;
+        if let Err(refused) = &loaded {
+            tracing::error!(%document, code = %refused.code, why = refused.message, "a document was not loaded");
+        }
+        Done::Loaded(document, loaded)
+    }
+
+    async fn replay(&self, name: &DocumentName) -> Result<Box<Resident>, Refused> {
+        let _turn = self.shared.loads.acquire().await.map_err(|_| Refused::from(Code::ShuttingDown))?;
+        let started = tokio::time::Instant::now();
+        let limits = Limits {
+            change_bytes_max: self.shared.config.limits.change_bytes_max,
+            elements_max: self.shared.config.limits.elements_max,
+            replicas_max: self.shared.config.limits.replicas_max,
+            ..Limits::default()
+        };
+        let Some(record) = self.shared.log.document(name).await.map_err(unreadable)? else {
+            let incarnation = Incarnation(rand::random_range(1..=u64::MAX));
+            let record = DocumentRecord { name: name.clone(), incarnation, strategy: Strategy::default() };
+            return Ok(Box::new(Resident::new(record, limits)));
+        };
+        let incarnation = record.incarnation;
+        let mut resident = Box::new(Resident::new(record, limits));
+        loop {
+            let after = resident.position().seq;
+            let page =
+                self.shared.log.read(self.partition, incarnation, after, PAGE).await.map_err(unreadable)?;
+            if page.is_empty() {
+                metrics::histogram!("manyhands_document_load_seconds")
+                    .record(started.elapsed().as_secs_f64());
+                return Ok(resident);
+            }
+            // Merging a page takes milliseconds, which others should not wait for; and if it panics, it is
+            // this document that cannot be read.
+            let replayed = tokio::task::spawn_blocking(move || replay_page(resident, &page)).await;
+            resident = replayed
+                .map_err(|error| {
+                    tracing::error!(document = %name, %error, "replaying a document failed");
+                    Refused::from(Code::Corrupt)
+                })?
+                .map_err(|corrupt| Refused::new(Code::Corrupt, corrupt.to_string()))?;
+        }
+    }
+
+    /// Fills in what the log knows about changes that memory does not remember.
+    pub(crate) async fn look_up(self, mut submit: Submit<Ticket<Submitted>>, counters: Vec<u64>) -> Done {
+        for counter in counters {
+            let found =
+                self.shared.log.find(self.partition, submit.incarnation, submit.replica, counter).await;
+            match found {
+                Ok(entry) => {
+                    let known = entry.map(|Entry { hash, seq, .. }| KnownChange { counter, hash, seq });
+                    submit.known.push((counter, known));
+                }
+                Err(error) => {
+                    submit.ticket.answer(Err(unreadable(error)));
+                    return Done::Answered;
+                }
+            }
+        }
+        Done::LookedUp(submit)
+    }
+
+    /// Answers an open from the log: with the tail if the asker's position proves to be a prefix.
+    pub(crate) async fn open(self, tail: LogTail, ticket: Ticket<Opened>) -> Done {
+        ticket.answer(self.tail_or_state(tail).await);
+        Done::Answered
+    }
+
+    async fn tail_or_state(&self, tail: LogTail) -> Result<Opened, Refused> {
+        let LogTail { have, through, indices, otherwise } = tail;
+        let _turn = self.shared.reads.acquire().await.map_err(|_| Refused::from(Code::ShuttingDown))?;
+        let read = |after, limit| self.shared.log.read(self.partition, through.incarnation, after, limit);
+        if have.seq > Seq(0) {
+            let one = ReadLimit { entries_max: 1, bytes_max: 1 };
+            let newest = read(Seq(have.seq.0 - 1), one).await.map_err(unreadable)?;
+            if newest.first().is_none_or(|entry| entry.seq != have.seq || entry.chain != have.chain) {
+                return Ok(otherwise);
+            }
+        }
+        let mut runs = RunWriter::new(have.seq, PART_BYTES);
+        let (mut after, mut bytes) = (have.seq, 0);
+        while after < through.seq {
+            let limit = ReadLimit { entries_max: (through.seq.0 - after.0).min(4096) as usize, ..PAGE };
+            let page = read(after, limit).await.map_err(unreadable)?;
+            for entry in &page {
+                bytes += entry.body.len();
+                runs.push(&outgoing(entry, &indices)?);
+                after = entry.seq;
+            }
+            if page.is_empty() {
+                return Err(Refused::new(Code::Corrupt, format!("the log ends before seq {}", through.seq)));
+            }
+            // The estimate was wrong: what has been read already is more than the state.
+            if bytes > otherwise.state.len() + PART_BYTES {
+                return Ok(otherwise);
+            }
+        }
+        let mut header = otherwise.header;
+        header.set_recovery(v1::Recovery::Tail);
+        header.state_bytes = 0;
+        Ok(Opened { header, tail: runs.finish(), state: Bytes::new() })
+    }
+
+    /// Answers a read of entries that memory no longer has.
+    pub(crate) async fn read(
+        self,
+        after: Seq,
+        bytes_max: usize,
+        tip: Position,
+        indices: Arc<Indices>,
+        ticket: Ticket<(v1::EntryRun, Position)>,
+    ) -> Done {
+        ticket.answer(self.run_after(after, bytes_max, tip, &indices).await.map(|run| (run, tip)));
+        Done::Answered
+    }
+
+    async fn run_after(
+        &self,
+        after: Seq,
+        bytes_max: usize,
+        tip: Position,
+        indices: &Indices,
+    ) -> Result<v1::EntryRun, Refused> {
+        let _turn = self.shared.reads.acquire().await.map_err(|_| Refused::from(Code::ShuttingDown))?;
+        let limit = ReadLimit { entries_max: PAGE.entries_max, bytes_max };
+        let page =
+            self.shared.log.read(self.partition, tip.incarnation, after, limit).await.map_err(unreadable)?;
+        let mut runs = RunWriter::new(after, usize::MAX);
+        // What was appended since is not in the table of indices, and belongs to a later read.
+        for entry in page.iter().take_while(|entry| entry.seq <= tip.seq) {
+            runs.push(&outgoing(entry, indices)?);
+        }
+        Ok(runs.finish().into_iter().next().unwrap_or_default())
+    }
+
+    /// Announces the newest positions of the documents that have entries above what is known as published.
+    pub(crate) async fn republish(self, lease: Lease) -> Done {
+        let mut after = lease.published();
+        while after < lease.head() {
+            let page = match self.shared.log.follow(self.partition, after, PAGE).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::warn!(partition = %self.partition, %error, "republishing waits for the log");
+                    tokio::time::sleep(REPUBLISH_RETRY).await;
+                    continue;
+                }
+            };
+            let Some(last) = page.last() else { break };
+            after = last.offset;
+            let newest: BTreeMap<Incarnation, Position> = page
+                .iter()
+                .map(|&Entry { incarnation, seq, chain, .. }| {
+                    (incarnation, Position { incarnation, seq, chain })
+                })
+                .collect();
+            let tips = newest.values().map(wire_position).collect();
+            let tips = v1::BusTips { epoch: lease.epoch().0, tips };
+            let message = v1::BusMessage { message: Some(v1::bus_message::Message::Tips(tips)) };
+            let payload = Bytes::from(message.encode_to_vec());
+            self.shared.bus.publish(Topic::Deltas(self.partition), Message { payload, traceparent: None });
+        }
+        Done::Republished
+    }
+}
+
+fn replay_page(mut resident: Box<Resident>, page: &[Entry]) -> Result<Box<Resident>, Corrupt> {
+    page.iter().try_for_each(|entry| resident.replay(entry))?;
+    Ok(resident)
+}
+
+fn outgoing(entry: &Entry, indices: &Indices) -> Result<Outgoing, Refused> {
+    Outgoing::from_entry(entry, indices)
+        .ok_or_else(|| Refused::new(Code::Corrupt, format!("entry {} has an unknown author", entry.seq)))
+}
+
+fn unreadable(error: LogError) -> Refused {
+    match error {
+        LogError::Corrupt(why) => Refused::new(Code::Corrupt, why),
+        // Internal text does not leave.
+        error => {
+            tracing::warn!(%error, "the event log cannot be read");
+            Refused::later(Code::Unavailable, UNREADABLE_RETRY_MS)
+        }
+    }
+}
