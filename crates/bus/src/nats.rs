@@ -252,6 +252,11 @@ async fn pump(topic: Topic, mut stream: async_nats::Subscriber, queue: Arc<Queue
 async fn publish_all(shared: Arc<Shared>, mut waiting: mpsc::Receiver<(Topic, Message)>) {
     while let Some((topic, message)) = waiting.recv().await {
         let bytes = message.payload.len();
+        if !shared.is_connected() {
+            shared.out_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            count_dropped(topic, "disconnected");
+            continue;
+        }
         let subject = shared.subject(topic);
         let sent = match message.traceparent {
             None => shared.client.publish(subject, message.payload).await,
