@@ -11,6 +11,7 @@ mod fanout;
 mod http;
 mod origin;
 mod outgoing;
+pub mod presence;
 mod problem;
 pub mod router;
 mod routes;
