@@ -19,6 +19,8 @@ use crate::{Dir, Error};
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long an asked server may take to end before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How often a server that starts is asked whether it is ready. Each question costs Postgres a process.
+const ASK_EACH: Duration = Duration::from_millis(20);
 /// How often a condition outside of this process is looked at.
 const LOOK_EACH: Duration = Duration::from_millis(5);
 /// Ports below those that the kernel gives to outgoing connections, so that nobody takes the port of a
@@ -134,7 +136,7 @@ impl Server {
             if let Ok(Some(status)) = running.child.try_wait() {
                 break format!("it ended ({status})");
             }
-            std::thread::sleep(LOOK_EACH);
+            std::thread::sleep(ASK_EACH);
         };
         let error = self.not_ready(why);
         self.kill();

@@ -190,6 +190,11 @@ fn at_most(limit: usize) -> i64 {
     i64::try_from(limit.max(1)).unwrap_or(i64::MAX)
 }
 
+/// A seq or offset to read behind; `None` where there can be nothing.
+fn place_after(number: u64) -> Option<i64> {
+    i64::try_from(number).ok().filter(|&number| number < i64::MAX)
+}
+
 #[async_trait]
 impl EventLog for PostgresLog {
     async fn join(&self, member: &Member, ttl: Duration) -> Result<Vec<Member>, LogError> {
@@ -380,8 +385,7 @@ impl EventLog for PostgresLog {
         after: Seq,
         limit: ReadLimit,
     ) -> Result<Vec<Entry>, LogError> {
-        // No seq gets there.
-        let Ok(after) = i64::try_from(after.0) else { return Ok(Vec::new()) };
+        let Some(after) = place_after(after.0) else { return Ok(Vec::new()) };
         self.run(async move |pool| {
             let rows = sqlx::query(page("p = $1 AND incarnation = $2", "seq", 2))
                 .bind(column(partition))
@@ -425,7 +429,7 @@ impl EventLog for PostgresLog {
         after: Offset,
         limit: ReadLimit,
     ) -> Result<Vec<Entry>, LogError> {
-        let Ok(after) = i64::try_from(after.0) else { return Ok(Vec::new()) };
+        let Some(after) = place_after(after.0) else { return Ok(Vec::new()) };
         self.run(async move |pool| {
             let rows = sqlx::query(page("p = $1", r#""offset""#, 1))
                 .bind(column(partition))

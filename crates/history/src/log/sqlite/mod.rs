@@ -176,6 +176,11 @@ fn column(partition: PartitionId) -> i64 {
     partition.0.into()
 }
 
+/// A seq or offset to read behind; `None` where there can be nothing.
+fn place_after(number: u64) -> Option<i64> {
+    i64::try_from(number).ok().filter(|&number| number < i64::MAX)
+}
+
 #[async_trait]
 impl EventLog for SqliteLog {
     async fn join(&self, member: &Member, ttl: Duration) -> Result<Vec<Member>, LogError> {
@@ -357,8 +362,7 @@ impl EventLog for SqliteLog {
         after: Seq,
         limit: ReadLimit,
     ) -> Result<Vec<Entry>, LogError> {
-        // No seq gets there.
-        let Ok(after) = i64::try_from(after.0) else { return Ok(Vec::new()) };
+        let Some(after) = place_after(after.0) else { return Ok(Vec::new()) };
         let query = sqlx::query(page("p = $1 AND incarnation = $2", "seq", 2))
             .bind(column(partition))
             .bind(incarnation.0.cast_signed())
@@ -390,7 +394,7 @@ impl EventLog for SqliteLog {
         after: Offset,
         limit: ReadLimit,
     ) -> Result<Vec<Entry>, LogError> {
-        let Ok(after) = i64::try_from(after.0) else { return Ok(Vec::new()) };
+        let Some(after) = place_after(after.0) else { return Ok(Vec::new()) };
         let query = sqlx::query(page("p = $1", r#""offset""#, 1))
             .bind(column(partition))
             .bind(after)

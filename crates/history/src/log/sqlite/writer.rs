@@ -31,8 +31,11 @@ pub(super) struct Writer(mpsc::Sender<Job>);
 
 enum Job {
     Append(Append),
-    Other(Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, ()> + Send>),
+    Other(Box<Other>),
 }
+
+/// Work that is not an append, with its answer inside.
+type Other = dyn for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, ()> + Send;
 
 pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = T> + Send + 'c>>;
 
