@@ -166,7 +166,7 @@ impl Edge {
                 self.on_channel(now, channel, out, |channel, with, out| channel.deliver(&run, with, out));
             }
             Input::TipSeen { channel, position } => {
-                self.on_channel(now, channel, out, |channel, _, _| channel.tip_seen(&position));
+                self.on_channel(now, channel, out, |channel, with, _| channel.tip_seen(&position, with));
             }
             Input::Lost { channel } => {
                 self.on_channel(now, channel, out, |_, _, _| Err(Code::HistoryReset.into()));

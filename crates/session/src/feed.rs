@@ -165,7 +165,7 @@ impl Feed {
         let step = match input {
             Input::Delta { epoch, incarnation, run } => self.delta(now, epoch, incarnation, run, out),
             Input::Tip { epoch, position } => self.tip(now, epoch, &position),
-            Input::Opened { position } => self.position(now, &position),
+            Input::Opened { position } => self.seen(now, &position),
             Input::Suspect => {
                 self.suspect(now);
                 Ok(())
@@ -205,6 +205,13 @@ impl Feed {
         self.incarnation
     }
 
+    /// The newest position that was delivered, or found to be everybody's when the feed began.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        let At { seq, chain } = self.at?;
+        Some(Position { incarnation: self.incarnation, seq, chain: chain? })
+    }
+
     /// The runs after `after` up to the newest that was delivered, if the ring still has them all.
     #[must_use]
     pub fn recent(&self, after: Seq) -> Option<Fetched> {
@@ -238,10 +245,10 @@ impl Feed {
             return Ok(());
         }
         self.heard(now);
-        self.position(now, position)
+        self.seen(now, position)
     }
 
-    fn position(&mut self, now: Duration, position: &Position) -> Result<(), Forked> {
+    fn seen(&mut self, now: Duration, position: &Position) -> Result<(), Forked> {
         if position.incarnation != self.incarnation {
             return Err(Forked);
         }
@@ -358,7 +365,7 @@ impl Feed {
                 for run in runs {
                     self.offer(now, run, out)?;
                 }
-                self.position(now, &tip)?;
+                self.seen(now, &tip)?;
             }
             Err(refusal) if refusal.code.retry() == Retry::Later || refusal.code == Code::Internal => {
                 self.fetch = Fetch::Due(now + self.backoff.next(&mut self.random));

@@ -341,9 +341,9 @@ impl Channel {
         // What is durable is part of this history, even if its entries have not come back yet.
         self.lineage = Some(open.incarnation);
         open.newest = open.newest.max(Seq(ack.seq));
-        if self.outbox.acked(with.now, ack.next_counter) {
+        if let Some(next_counter) = self.outbox.acked(with.now, ack.next_counter) {
             self.backoff.reset();
-            let (channel, next_counter, seq) = (self.number, ack.next_counter, Seq(ack.seq));
+            let (channel, seq) = (self.number, Seq(ack.seq));
             out.push(Effect::Event(Event::Acked { channel, next_counter, seq }));
         }
         let have = self.position.map_or(Seq(0), |position| position.seq);

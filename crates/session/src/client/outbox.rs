@@ -1,9 +1,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::Bytes;
+use manyhands_crdt::PushWriter;
 use manyhands_proto::v1;
-use prost::encoding::{encode_varint, encoded_len_varint};
 
 use super::{ClientConfig, OutgoingChange};
 use crate::Limits;
@@ -18,6 +18,8 @@ pub(super) struct Outbox {
     changes: VecDeque<OutgoingChange>,
     bytes: usize,
     sent: usize,
+    /// The first counter that was never sent on the present opening.
+    sent_until: u64,
     pushes: VecDeque<Pushed>,
     /// The counter of the next change, once there was one.
     next_counter: Option<u64>,
@@ -48,6 +50,7 @@ impl Outbox {
             changes: VecDeque::new(),
             bytes: 0,
             sent: 0,
+            sent_until: 0,
             pushes: VecDeque::new(),
             next_counter: None,
             closed: None,
@@ -98,23 +101,23 @@ impl Outbox {
         Ok(())
     }
 
-    /// Everything below `next_counter` is durable; whether that was news. Only what was sent can be meant: a
-    /// counter beyond is another's writing under the same replica, and is for the log to judge.
-    pub(super) fn acked(&mut self, now: Duration, next_counter: u64) -> bool {
-        let mut progress = false;
-        while self.sent > 0
-            && let Some(change) = self.changes.pop_front_if(|change| change.next_counter <= next_counter)
-        {
-            self.sent -= 1;
+    /// Everything below `next_counter` is durable. Returns how far that was news. Only what was sent on this
+    /// opening can be meant: a counter beyond is another's writing under the same replica, and is for the log
+    /// to judge.
+    pub(super) fn acked(&mut self, now: Duration, next_counter: u64) -> Option<u64> {
+        let durable = next_counter.min(self.sent_until);
+        let mut news = None;
+        while let Some(change) = self.changes.pop_front_if(|change| change.next_counter <= durable) {
+            self.sent = self.sent.saturating_sub(1);
             self.bytes -= change.body.len();
-            progress = true;
+            news = Some(change.next_counter);
         }
-        while self.pushes.pop_front_if(|push| push.next_counter <= next_counter).is_some() {}
-        if progress {
+        while self.pushes.pop_front_if(|push| push.next_counter <= durable).is_some() {}
+        if news.is_some() {
             self.progress_at = now;
             self.backoff.reset();
         }
-        progress
+        news
     }
 
     /// Sends again from `counter` on, not before `at_least` and the backoff have passed.
@@ -128,6 +131,7 @@ impl Outbox {
     /// Nothing is on its way any more: a new opening begins with the first.
     pub(super) fn restart(&mut self) {
         self.sent = 0;
+        self.sent_until = 0;
         self.pushes.clear();
         self.hold_until = Duration::ZERO;
     }
@@ -171,27 +175,20 @@ impl Outbox {
         let room = self.room(limits);
         let first_counter = self.changes.get(self.sent)?.counter;
         let mut next_counter = first_counter;
-        let mut records = BytesMut::new();
-        let mut count = 0;
-        let mut base = None;
+        let mut records = PushWriter::new();
         for change in self.changes.iter().skip(self.sent) {
-            let step = match base {
-                None => change.base,
-                Some(previous) => zigzag(change.base.wrapping_sub(previous)),
-            };
-            let bytes = records.len() + encoded_len_varint(step) + change.body.len();
-            if count > 0 && (count >= room.changes || bytes > room.bytes) {
+            let bytes = records.len() + RECORD_OVERHEAD + change.body.len();
+            if !records.is_empty() && (records.count() >= room.changes || bytes > room.bytes) {
                 break;
             }
-            encode_varint(step, &mut records);
-            records.extend_from_slice(&change.body);
-            base = Some(change.base);
+            records.push(change.base, &change.body);
             next_counter = change.next_counter;
-            count += 1;
         }
+        let (count, changes) = (records.count(), Bytes::from(records.finish()));
         self.sent += count as usize;
-        self.pushes.push_back(Pushed { next_counter, changes: count, bytes: records.len() });
-        Some(v1::Push { channel, first_counter, count, changes: records.freeze() })
+        self.sent_until = self.sent_until.max(next_counter);
+        self.pushes.push_back(Pushed { next_counter, changes: count, bytes: changes.len() });
+        Some(v1::Push { channel, first_counter, count, changes })
     }
 
     /// Whether there is something to send and room for it.
@@ -227,9 +224,3 @@ struct Room {
 const FRAME_OVERHEAD: usize = 64;
 /// Bytes of a record besides its body, at most.
 const RECORD_OVERHEAD: usize = 10;
-
-/// A difference as an unsigned number that is small when the difference is.
-fn zigzag(difference: u64) -> u64 {
-    let signed = difference.cast_signed();
-    ((signed << 1) ^ (signed >> 63)).cast_unsigned()
-}

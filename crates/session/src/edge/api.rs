@@ -38,6 +38,8 @@ pub struct EdgeConfig {
     pub send_queue_bytes_close: usize,
     /// How long a socket may take nothing while something waits for it.
     pub send_stall_max: Duration,
+    /// How long an entry that was heard of may take to come by the bus before it is fetched.
+    pub bus_max: Duration,
     /// Channels that load at one moment; the others wait their turn. Bounds the state held for sending.
     pub openings_max: usize,
     /// The largest state that is sent to a client.
@@ -59,6 +61,7 @@ impl Default for EdgeConfig {
             send_queue_bytes_max: 512 * 1024,
             send_queue_bytes_close: 4 * 1024 * 1024,
             send_stall_max: Duration::from_secs(10),
+            bus_max: Duration::from_millis(250),
             openings_max: 4,
             state_bytes_max: 64 * 1024 * 1024,
             presence_interval: Duration::from_millis(50),

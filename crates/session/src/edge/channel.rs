@@ -49,8 +49,10 @@ struct Open {
     /// What is left of the state.
     state: VecDeque<Bytes>,
     fetching: bool,
-    /// Fetch even if nothing newer was heard of.
-    fetch_asked: bool,
+    /// Something that was to be sent was left out, or the client asked: the bus will not bring it.
+    missing: bool,
+    /// Something newer was heard of, which the bus will bring; from when on that is no longer believed.
+    believed_until: Option<Duration>,
     fetch_at: Duration,
     backoff: Backoff,
     /// The client knows that it is behind.
@@ -170,13 +172,18 @@ impl Channel {
             chain,
             state,
             fetching: false,
-            fetch_asked: false,
+            missing: false,
+            believed_until: None,
             fetch_at: Duration::ZERO,
             backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
             told_behind: false,
             uplink: Uplink::default(),
         }));
-        runs.iter().try_for_each(|run| self.deliver(run, with, out))
+        runs.iter().try_for_each(|run| self.deliver(run, with, out))?;
+        if let Phase::Open(open) = &mut self.phase {
+            open.missing = open.state.is_empty() && open.sent < self.newest;
+        }
+        Ok(())
     }
 
     /// Sends a run if it is the next; leaves it out if there is no room, or if one before it is missing.
@@ -194,16 +201,20 @@ impl Channel {
             return if forked { Err(Code::HistoryReset.into()) } else { Ok(()) };
         }
         if run.first() > open.sent.next() || !open.state.is_empty() || with.queue.is_full() {
+            open.missing = true;
             return Ok(());
         }
         with.queue.send_bytes(with.now, run.frame(self.id.number), out);
         open.sent = run.last();
         open.chain = Some(run.chain());
+        open.believed_until = None;
+        open.missing &= open.sent < self.newest;
+        open.expect(self.newest, with);
         Ok(())
     }
 
-    pub(super) fn tip_seen(&mut self, position: &Position) -> Step {
-        let Phase::Open(open) = &self.phase else {
+    pub(super) fn tip_seen(&mut self, position: &Position, with: &Surroundings<'_>) -> Step {
+        let Phase::Open(open) = &mut self.phase else {
             self.newest = self.newest.max(position.seq);
             return Ok(());
         };
@@ -212,6 +223,7 @@ impl Channel {
             return Err(Code::HistoryReset.into());
         }
         self.newest = self.newest.max(position.seq);
+        open.expect(self.newest, with);
         Ok(())
     }
 
@@ -226,13 +238,14 @@ impl Channel {
         let before = open.sent;
         match result {
             Ok(Fetched { runs, tip }) => {
-                self.tip_seen(&tip)?;
+                self.tip_seen(&tip, with)?;
                 runs.iter().try_for_each(|run| self.deliver(run, with, out))?;
             }
             Err(refusal) if refusal.code.retry() == manyhands_proto::Retry::Later => {}
             Err(refusal) => return Err(refusal),
         }
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        open.missing = open.sent < self.newest;
         if open.sent > before {
             open.backoff.reset();
         } else {
@@ -244,7 +257,7 @@ impl Channel {
     /// The client has less than was sent, or believes so.
     pub(super) fn fetch_asked(&mut self, after: u64) {
         let Phase::Open(open) = &mut self.phase else { return };
-        open.fetch_asked = true;
+        open.missing = true;
         if Seq(after) < open.sent && open.state.is_empty() {
             open.sent = Seq(after);
             open.chain = None;
@@ -280,6 +293,7 @@ impl Channel {
         let verdict = open.uplink.submitted(self.id.number, result);
         if let Some(ack) = verdict.ack {
             self.newest = self.newest.max(Seq(ack.seq));
+            open.expect(self.newest, with);
             with.queue.send(with.now, ServerFrame::Ack(ack), out);
         }
         if let Some(reject) = verdict.reject {
@@ -321,7 +335,7 @@ impl Channel {
     pub(super) fn deadline(&self, has_room: bool) -> Option<Duration> {
         let presence = self.presence.is_some().then_some(self.presence_at);
         let fetch = match &self.phase {
-            Phase::Open(open) if has_room && open.wants_fetch(self.newest) => Some(open.fetch_at),
+            Phase::Open(open) if has_room => open.fetch_due(),
             _ => None,
         };
         presence.into_iter().chain(fetch).min()
@@ -367,9 +381,10 @@ impl Channel {
             let tip = v1::Tip { channel: channel.number, position: Some(newest) };
             queue.send(now, ServerFrame::Tip(tip), out);
         }
-        if queue.has_room() && now >= open.fetch_at && open.wants_fetch(self.newest) {
+        if queue.has_room() && open.fetch_due().is_some_and(|due| now >= due) {
             open.fetching = true;
-            open.fetch_asked = false;
+            open.missing = false;
+            open.believed_until = None;
             out.push(Effect::Fetch {
                 channel,
                 document: self.document.clone(),
@@ -394,7 +409,19 @@ impl Channel {
 }
 
 impl Open {
-    fn wants_fetch(&self, newest: Seq) -> bool {
-        !self.fetching && self.state.is_empty() && (self.fetch_asked || self.sent < newest)
+    /// The bus is to bring what was heard of, within a while.
+    fn expect(&mut self, newest: Seq, with: &Surroundings<'_>) {
+        if self.sent < newest {
+            self.believed_until.get_or_insert(with.now + with.config.bus_max);
+        }
+    }
+
+    /// When to fetch, if that is needed and not under way.
+    fn fetch_due(&self) -> Option<Duration> {
+        if self.fetching || !self.state.is_empty() {
+            return None;
+        }
+        let needed_from = if self.missing { Duration::ZERO } else { self.believed_until? };
+        Some(needed_from.max(self.fetch_at))
     }
 }

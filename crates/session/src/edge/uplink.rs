@@ -10,7 +10,7 @@ use crate::{Limits, Refusal};
 ///
 /// After a refusal everything that was pushed behind it is refused with it. What of that is still on its
 /// way is recognised by its counter and dropped without another word, until the client begins again at or
-/// before the refused one: one refusal, one answer.
+/// before the refused one, or at what was acknowledged since: one refusal, one answer.
 #[derive(Debug, Default)]
 pub(super) struct Uplink {
     submitted: Option<Push>,
@@ -18,6 +18,8 @@ pub(super) struct Uplink {
     changes: u32,
     bytes: usize,
     refused_from: Option<u64>,
+    /// What the client was told to be durable: from there it may begin again.
+    acked: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ impl Uplink {
                 self.bytes += changes.len();
                 self.waiting.push_back(Push { first_counter, count, changes });
             }
-            Err(_) => self.refused_from = Some(first_counter),
+            Err(_) => self.refuse_from(first_counter),
         }
         admitted
     }
@@ -92,7 +94,7 @@ impl Uplink {
     pub(super) fn refuse_waiting(&mut self, channel: u32, refusal: &Refusal) -> Option<v1::Reject> {
         let first = self.waiting.front()?.first_counter;
         self.drop_waiting();
-        self.refused_from = Some(first);
+        self.refuse_from(first);
         Some(reject(channel, first, refusal))
     }
 
@@ -103,18 +105,17 @@ impl Uplink {
         match result {
             Ok(Submitted { next_counter, seq, rejection }) => {
                 // A resend of what is durable is acknowledged again: its first ack may have been lost.
-                let ack = (next_counter > push.first_counter).then_some(v1::Ack {
-                    channel,
-                    next_counter,
-                    seq: seq.0,
-                });
+                let acked = next_counter > push.first_counter;
+                let ack = acked.then_some(v1::Ack { channel, next_counter, seq: seq.0 });
+                self.acked = self.acked.max(ack.as_ref().map_or(0, |ack| ack.next_counter));
+                self.refused_from = self.refused_from.map(|counter| counter.max(self.acked));
                 let reject = rejection.map(|rejection| {
                     let begin_again = match Code::from_number(rejection.code) {
                         Some(Code::MissingPredecessor) => rejection.next_counter,
                         _ => rejection.counter,
                     };
                     self.drop_waiting();
-                    self.refused_from = Some(begin_again);
+                    self.refuse_from(begin_again);
                     let fix = Code::from_number(rejection.code).map_or("", Code::fix).to_owned();
                     let v1::Rejection { counter, code, message, next_counter, retry_after_ms } = rejection;
                     v1::Reject { channel, counter, code, message, fix, next_counter, retry_after_ms }
@@ -123,10 +124,14 @@ impl Uplink {
             }
             Err(refusal) => {
                 self.drop_waiting();
-                self.refused_from = Some(push.first_counter);
+                self.refuse_from(push.first_counter);
                 Verdict { ack: None, reject: Some(reject(channel, push.first_counter, &refusal)) }
             }
         }
+    }
+
+    fn refuse_from(&mut self, counter: u64) {
+        self.refused_from = Some(counter.max(self.acked));
     }
 
     fn drop_waiting(&mut self) {
