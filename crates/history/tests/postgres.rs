@@ -11,7 +11,7 @@ use manyhands_history::{
     AppendError, Batch, LogError, Options, ReadLimit, SharedLog, migrate, open as open_log,
 };
 use manyhands_neighbours::{Dir, Postgres};
-use manyhands_proto::{Offset, PartitionId};
+use manyhands_proto::{Epoch, Offset, PartitionId};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor, Row};
 
@@ -97,15 +97,17 @@ async fn migrating_from_many_nodes_at_once_is_done_once() {
 struct Load {
     stop: Arc<Mutex<bool>>,
     acknowledged: Arc<AtomicU64>,
+    held: Vec<(PartitionId, Epoch)>,
     writers: Vec<tokio::task::JoinHandle<Scribe>>,
 }
 
 impl Load {
     async fn start(log: &SharedLog, partitions: u16) -> Load {
         let (stop, acknowledged) = (Arc::new(Mutex::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut writers = Vec::new();
+        let (mut writers, mut held) = (Vec::new(), Vec::new());
         for p in 0..partitions {
             let mut scribe = Scribe::claim(log, "node", PartitionId(p * 7)).await;
+            held.push((scribe.lease.partition(), scribe.lease.epoch()));
             let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
             writers.push(tokio::spawn(async move {
                 let mut n = usize::from(p);
@@ -117,7 +119,7 @@ impl Load {
                 scribe
             }));
         }
-        Load { stop, acknowledged, writers }
+        Load { stop, acknowledged, held, writers }
     }
 
     /// Waits until so many more batches are acknowledged.
@@ -197,6 +199,33 @@ async fn cut_connections_lose_nothing_and_repeat_nothing() {
     load.more(50).await;
     let scribes = load.finish().await;
     check(&url, &scribes).await;
+}
+
+/// Statements that lock many partitions at once never wait for each other in a circle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_renewed_while_everything_appends() {
+    let (url, log) = opened(&SERVER).await;
+    let load = Load::start(&log, 38).await;
+    let all: Vec<PartitionId> = PartitionId::all().collect();
+    let mut held: Vec<_> = load.held.clone();
+    for round in 0..60 {
+        // In orders that differ from round to round.
+        held.rotate_left(11);
+        if round % 2 == 0 {
+            held.reverse();
+        }
+        let lost = log.renew(&member("node").node, &held, Duration::from_secs(600)).await.unwrap();
+        assert!(lost.is_empty());
+        let free = log.claim(&member("other"), &all, Duration::from_secs(600)).await.unwrap();
+        assert_eq!(free.len(), all.len() - held.len(), "in each round all that are not held");
+        let free: Vec<_> = free.iter().map(|lease| (lease.partition(), lease.epoch())).collect();
+        log.release(&free).await.unwrap();
+    }
+    let scribes = load.finish().await;
+    check(&url, &scribes).await;
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(connection.fetch_one(query).await.unwrap().get::<i64, _>(0), 0);
 }
 
 /// A claim that comes while an append is held up inside the server waits for it, and counts it in.

@@ -82,6 +82,8 @@ impl Appenders {
             ("synchronous_commit", "on"),
             ("default_transaction_isolation", "read committed"),
             // An append is never cancelled by time: a wait for a standby that is cut short reports success.
+            // Nor may an operator cancel one by hand (pg_cancel_backend) while a standby is away; to cut
+            // its connection (pg_terminate_backend) is safe.
             ("statement_timeout", "0"),
             ("lock_timeout", "5s"),
             ("idle_in_transaction_session_timeout", "2s"),
