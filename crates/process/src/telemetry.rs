@@ -18,10 +18,12 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use tonic::metadata::MetadataMap;
-use tracing::Span;
+use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
@@ -92,6 +94,18 @@ const FLUSH_MAX: Duration = Duration::from_secs(2);
 ///
 /// A setting cannot be used, or it was called before.
 pub fn init(service: &str, config: &Config) -> Result<Telemetry, Error> {
+    init_to(service, config, io::stderr, io::stderr().is_terminal())
+}
+
+/// [`init`] with the logs going elsewhere.
+///
+/// # Errors
+///
+/// As with [`init`].
+pub fn init_to<W>(service: &str, config: &Config, writer: W, terminal: bool) -> Result<Telemetry, Error>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter = EnvFilter::try_new(&config.level).map_err(|error| Error::Level(error.to_string()))?;
     let provider = tracer_provider(service, config)?;
     let traces = provider.as_ref().map(|provider| {
@@ -102,24 +116,24 @@ pub fn init(service: &str, config: &Config) -> Result<Telemetry, Error> {
     });
     Registry::default()
         .with(traces)
-        .with(logs(config.format).with_filter(filter))
+        .with(logs(config.format, writer, terminal).with_filter(filter))
         .try_init()
         .map_err(|_| Error::Twice)?;
     let metrics = Metrics::install().ok_or(Error::Twice)?;
     Ok(Telemetry { metrics, provider })
 }
 
-fn logs<S>(format: Format) -> Box<dyn Layer<S> + Send + Sync>
+fn logs<S, W>(format: Format, writer: W, terminal: bool) -> Box<dyn Layer<S> + Send + Sync>
 where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a> + Send + Sync,
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let terminal = io::stderr().is_terminal();
     let pretty = match format {
         Format::Auto => terminal,
         Format::Pretty => true,
         Format::Json => false,
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     if pretty {
         layer.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).boxed()
     } else {
