@@ -124,6 +124,8 @@ impl Check<'_> {
         };
         let text = match (left_place, insert.right) {
             (Some(place), Ref::Inherited | Ref::None) => place.text,
+            // Mostly nobody has inserted between the two.
+            (Some(place), _) if place.next == right => place.text,
             (left_place, _) => match (left_place, self.place(right)?) {
                 (Some(left), Some(right_place)) if left.text != right_place.text => {
                     return Err(Refusal::OtherContainer { id: self.op_id(right) });
@@ -273,7 +275,7 @@ impl Check<'_> {
     /// An element that an earlier op of this change inserts.
     fn in_change(&self, counter: u32) -> Option<Place> {
         match *self.op_of(counter)? {
-            Op::Insert { right, text, .. } => Some(Place { text, right }),
+            Op::Insert { right, text, .. } => Some(Place { text, right, next: Id::NONE }),
             Op::Delete { .. } => None,
         }
     }

@@ -74,11 +74,14 @@ pub struct Document {
 
 /// What is told about the visible effect of a change, in order.
 pub(crate) trait Observer {
+    /// Whether it listens at all; positions are looked up only then.
+    const LISTENS: bool = true;
     fn inserted(&mut self, container: &Arc<str>, at: usize, text: &str);
     fn deleted(&mut self, container: &Arc<str>, at: usize, len: usize);
 }
 
 impl Observer for () {
+    const LISTENS: bool = false;
     fn inserted(&mut self, _: &Arc<str>, _: usize, _: &str) {}
     fn deleted(&mut self, _: &Arc<str>, _: usize, _: usize) {}
 }
@@ -284,23 +287,27 @@ impl Document {
         next
     }
 
-    pub(crate) fn insert(
+    pub(crate) fn insert<O: Observer>(
         &mut self,
         text: u32,
         id: Id,
         left: Id,
         right: Id,
         content: &str,
-        on: &mut impl Observer,
+        on: &mut O,
     ) {
         let replicas = &self.replicas;
         let key = |client: Client| replicas[client as usize].id.0;
-        let at = self.sequences.insert(&key, text, id, left, right, content);
-        on.inserted(&self.names[text as usize], at, content);
+        self.sequences.insert(&key, text, id, left, right, content);
+        if O::LISTENS {
+            let (_, at, _) = self.sequences.position(id).expect("just inserted");
+            on.inserted(&self.names[text as usize], at, content);
+        }
     }
 
-    pub(crate) fn delete(&mut self, id: Id, len: u32, on: &mut impl Observer) {
+    pub(crate) fn delete<O: Observer>(&mut self, id: Id, len: u32, on: &mut O) {
         let names = &self.names;
-        self.sequences.delete(id, len, &mut |text, at, len| on.deleted(&names[text as usize], at, len));
+        let mut tell = |text: u32, at, len| on.deleted(&names[text as usize], at, len);
+        self.sequences.delete(id, len, if O::LISTENS { Some(&mut tell) } else { None });
     }
 }

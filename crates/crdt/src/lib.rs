@@ -28,7 +28,6 @@ mod document;
 mod edit;
 mod error;
 mod id;
-mod naive;
 mod receive;
 mod record;
 mod sequence;

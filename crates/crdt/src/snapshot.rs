@@ -72,6 +72,9 @@ impl Document {
             document.read_text(&mut reader)?;
         }
         reader.end()?;
+        if document.sequences.loaded().is_err() {
+            return reader.fail(Flaw::Inconsistent);
+        }
         document.check_origins().or_else(|flaw| reader.fail(flaw))?;
         Ok(document)
     }
@@ -123,8 +126,7 @@ impl Document {
                 <= u64::from(self.replicas[id.client as usize].next)
                 && len > 0
                 && (deleted || content.chars().count() == len as usize)
-                && self.sequences.elements() + len as usize <= self.limits.elements_max
-                && (0..len).all(|n| self.sequences.find(id.plus(n)).is_none());
+                && self.sequences.elements() + len as usize <= self.limits.elements_max;
             if !fits {
                 return reader.fail(Flaw::Inconsistent);
             }

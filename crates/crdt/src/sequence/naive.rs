@@ -1,11 +1,11 @@
 //! The sequence as the specification tells it: a linked list of character nodes, each with its id, its
-//! two origins, its content and a tombstone. Slow, and easy to see right.
+//! two origins, its content and a tombstone. Slow, and easy to see right: what the tests compare with.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::{Place, Run, Widths};
 use crate::id::{Client, Id};
-use crate::sequence::{Place, Run, Widths};
 
 const END: usize = usize::MAX;
 
@@ -34,51 +34,70 @@ impl Sequences {
         self.texts.len() as u32 - 1
     }
 
-    /// Integrates one character: the YjsMod loop, which is FugueMax's order.
-    fn insert_one(&mut self, key: &dyn Fn(Client) -> u64, text: u32, id: Id, left: Id, right: Id, c: char) {
+    /// Integrates one character where FugueMax's tree has it. `INTERNALS.md` derives the loop.
+    fn insert_one(
+        &mut self,
+        key: &dyn Fn(Client) -> u64,
+        text: u32,
+        id: Id,
+        (left, right): (Id, Id),
+        goes_on: bool,
+        c: char,
+    ) {
         let order = self.order(text);
-        let index_of = |id: Id| order.iter().position(|&n| self.nodes[n].id == id);
         // Positions count from 1; 0 is the start of the text, `end` its end.
-        let end = order.len() + 1;
-        let left_at = if left.is_none() { 0 } else { index_of(left).expect("origins are known") + 1 };
-        let mut right = right;
-        let right_position = |right: Id| {
-            if right.is_none() { end } else { index_of(right).expect("origins are known") + 1 }
-        };
-        if right_position(right) <= left_at {
-            right = Id::NONE;
+        let mut position = vec![0; self.nodes.len()];
+        for (n, &node) in order.iter().enumerate() {
+            position[node] = n + 1;
         }
+        let end = order.len() + 1;
+        let left_position = |id: Id| if id.is_none() { 0 } else { position[self.by_id[&id]] };
+        let right_position = |id: Id| if id.is_none() { end } else { position[self.by_id[&id]] };
+        let left_at = left_position(left);
+        // A right origin that is not behind the left one counts as none. What goes on with a run has the
+        // right origin of its start, whatever that is.
+        let right = if !goes_on && right_position(right) <= left_at { Id::NONE } else { right };
         let right_at = right_position(right);
 
+        // A node with these origins is a left child of its right origin, if that has the same left origin;
+        // else it is a right child of its left origin.
+        let is_left_child = |right: Id| {
+            !right.is_none() && left_position(self.nodes[self.by_id[&right]].origin_left) == left_at
+        };
+
         let mut place = left_at + 1;
-        let mut scanning = false;
+        let mut undecided = false;
         for at in left_at + 1..=end {
-            if !scanning {
+            if !undecided {
                 place = at;
             }
-            if at == right_at {
+            if at == right_at && is_left_child(right) {
+                place = at;
                 break;
             }
-            let other = &self.nodes[order[at - 1]];
-            let other_left = if other.origin_left.is_none() {
-                0
-            } else {
-                index_of(other.origin_left).expect("origins are known") + 1
-            };
-            if other_left > left_at {
+            let Some(&other) = order.get(at - 1) else { break };
+            let other = &self.nodes[other];
+            if left_position(other.origin_left) < left_at {
+                break;
+            }
+            if left_position(other.origin_left) > left_at {
                 continue;
             }
-            if other_left < left_at {
-                break;
-            }
+            // A rival: the same left origin.
             let other_right = right_position(other.origin_right);
             if other_right == right_at {
                 if key(id.client) < key(other.id.client) {
                     break;
                 }
-                scanning = false;
+                undecided = false;
+            } else if is_left_child(right) {
+                undecided = is_left_child(other.origin_right) && other_right < right_at;
+            } else if is_left_child(other.origin_right) {
+                undecided = true;
+            } else if other_right < right_at {
+                break;
             } else {
-                scanning = other_right < right_at;
+                undecided = false;
             }
         }
 
@@ -109,16 +128,15 @@ impl Sequences {
         left: Id,
         right: Id,
         content: &str,
-    ) -> usize {
+    ) {
         let mut left = left;
         let mut right = right;
         for (n, c) in content.chars().enumerate() {
             let id = id.plus(n as u32);
-            self.insert_one(key, text, id, left, right, c);
+            self.insert_one(key, text, id, (left, right), n > 0, c);
             right = self.nodes[self.by_id[&id]].origin_right;
             left = id;
         }
-        self.position(id).expect("just inserted").1
     }
 
     /// Deletes `len` elements from `id` on; tells the visible ones one by one, with their places at that time.
@@ -136,7 +154,9 @@ impl Sequences {
 
     pub(crate) fn find(&self, id: Id) -> Option<Place> {
         let &node = self.by_id.get(&id)?;
-        Some(Place { text: self.node_text[node], right: self.nodes[node].origin_right })
+        let right = self.nodes[node].origin_right;
+        let next = self.nodes.get(self.nodes[node].next).map_or(Id::NONE, |next| next.id);
+        Some(Place { text: self.node_text[node], right, next })
     }
 
     /// The first of these ids that is not an element.
@@ -234,39 +254,6 @@ impl Sequences {
         if let Some((id, len, left, right, deleted)) = run {
             on(Run { id, len, left, right, deleted, text: &content });
         }
-    }
-
-    /// Adds a run at the end of a text as it is, without integration: for loading what was saved.
-    pub(crate) fn append(&mut self, text: u32, run: Run<'_>) {
-        let mut last = self.order(text).last().copied();
-        let mut content = run.text.chars();
-        for n in 0..run.len {
-            let node = self.nodes.len();
-            self.nodes.push(CharacterNode {
-                id: run.id.plus(n),
-                origin_left: if n == 0 { run.left } else { run.id.plus(n - 1) },
-                origin_right: run.right,
-                content: if run.deleted { '\0' } else { content.next().expect("a scalar for each element") },
-                is_deleted: run.deleted,
-                next: END,
-            });
-            self.node_text.push(text);
-            self.by_id.insert(run.id.plus(n), node);
-            match last {
-                None => self.texts[text as usize] = node,
-                Some(last) => self.nodes[last].next = node,
-            }
-            last = Some(node);
-        }
-    }
-
-    pub(crate) fn memory_bytes(&self) -> usize {
-        self.nodes.len() * (size_of::<CharacterNode>() + 40)
-    }
-
-    /// Elements of all texts, visible or not.
-    pub(crate) fn elements(&self) -> usize {
-        self.nodes.len()
     }
 
     fn order(&self, text: u32) -> Vec<usize> {

@@ -1,32 +1,7 @@
-//! What a sequence is made of, for those who read and write it.
+//! How much of a text there is, in the units that people count in.
 
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 
-use crate::id::Id;
-
-pub(crate) use crate::naive::Sequences;
-
-/// Consecutive elements of one replica that were typed in one go: each has the one before as its left
-/// origin, and all have the same right origin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run<'a> {
-    pub(crate) id: Id,
-    pub(crate) len: u32,
-    pub(crate) left: Id,
-    pub(crate) right: Id,
-    pub(crate) deleted: bool,
-    /// Empty when deleted.
-    pub(crate) text: &'a str,
-}
-
-/// What a check needs to know of an element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) text: u32,
-    pub(crate) right: Id,
-}
-
-/// How much of a text there is, in the units that people count in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Widths {
     pub(crate) scalars: u32,
@@ -37,6 +12,19 @@ pub(crate) struct Widths {
 impl Widths {
     pub(crate) fn of(c: char) -> Widths {
         Widths { scalars: 1, utf16: c.len_utf16() as u32, newlines: u32::from(c == '\n') }
+    }
+
+    /// Of a text of which the number of scalars is known.
+    #[inline]
+    pub(crate) fn of_str(text: &str, scalars: u32) -> Widths {
+        let newlines = text.bytes().filter(|&byte| byte == b'\n').count() as u32;
+        // Each scalar outside the basic plane takes two units, and is the only one with four bytes.
+        let utf16 = if text.len() == scalars as usize {
+            scalars
+        } else {
+            scalars + text.bytes().filter(|&byte| byte >= 0xf0).count() as u32
+        };
+        Widths { scalars, utf16, newlines }
     }
 }
 

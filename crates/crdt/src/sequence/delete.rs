@@ -1,0 +1,131 @@
+//! Deletions: elements become tombstones, which keep their place and lose their text. Tombstones side by
+//! side become one span where their ids allow.
+
+use super::tree::Span;
+use super::{At, Sequences, Widths};
+use crate::id::Id;
+
+impl Sequences {
+    /// Deletes `len` elements from `id` on, those that still are visible. `on` is told of each stretch:
+    /// text, position at that time, length.
+    pub(crate) fn delete(&mut self, id: Id, len: u32, mut on: Option<&mut dyn FnMut(u32, usize, usize)>) {
+        let (mut id, mut rest) = (id, len);
+        while rest > 0 {
+            let at = self.expect(id);
+            let span = *self.tree.span(at.leaf, at.slot);
+            let n = rest.min(span.len - at.off);
+            if !span.is_dead() {
+                if let Some(on) = &mut on {
+                    let text = self.tree.leaf(at.leaf).text;
+                    on(text, self.visible_before(at) as usize, n as usize);
+                }
+                self.bury(at, n);
+            }
+            rest -= n;
+            // The last element has no successor that fits into a counter's bounds for certain.
+            if rest > 0 {
+                id = id.plus(n);
+            }
+        }
+        self.sweep();
+    }
+
+    /// Makes `n` visible elements of one span tombstones.
+    fn bury(&mut self, at: At, n: u32) {
+        let span = *self.tree.span(at.leaf, at.slot);
+        let from = self.bytes_at(&span, at.off);
+        let to = if at.off + n == span.len { span.bytes } else { self.bytes_at(&span, at.off + n) };
+        let (start, bytes) = (span.at() + from, to - from);
+        let widths = Widths::of_str(self.content.get(span.id.client, start, bytes), n);
+        let leaf = self.replace(at, n, &span, from, to);
+        self.tree.narrow(leaf, widths);
+        self.content.release(span.id.client, start, bytes);
+    }
+
+    /// Puts a tombstone in the place of `n` elements of `span`, which are its bytes `from..to`; says in
+    /// which leaf it is then.
+    fn replace(&mut self, at: At, n: u32, span: &Span, from: u32, to: u32) -> u32 {
+        let left = if at.off == 0 { span.left } else { span.id.plus(at.off - 1) };
+        let mut dead = Span::dead(span.id.plus(at.off), n, left, span.right);
+        let spans = self.tree.leaf(at.leaf).spans();
+        // The end of a span, as by a backspace: a tombstone behind it that goes on with the run takes it in.
+        if at.off > 0
+            && at.off + n == span.len
+            && let Some(next) = spans.get(at.slot as usize + 1)
+            && next.is_dead()
+            && dead.continues_with(next)
+        {
+            dead.len += next.len;
+            *self.tree.span_mut(at.leaf, at.slot + 1) = dead;
+            self.tree.span_mut(at.leaf, at.slot).cut(at.off, from);
+            return at.leaf;
+        }
+        // The start of a span: a tombstone before it takes it in.
+        if at.off == 0 && n < span.len && at.slot > 0 {
+            let before = spans[at.slot as usize - 1];
+            if before.is_dead() && before.continues_with(&dead) {
+                self.tree.span_mut(at.leaf, at.slot - 1).len += n;
+                let rest = self.tree.span_mut(at.leaf, at.slot).cut(n, to);
+                *self.tree.span_mut(at.leaf, at.slot) = rest;
+                return at.leaf;
+            }
+        }
+        let mut at = at;
+        if at.off + n < span.len {
+            at = At { off: at.off, ..self.cut(At { off: at.off + n, ..at }) };
+        }
+        if at.off > 0 {
+            let lower = self.cut(at);
+            at = At { slot: lower.slot + 1, off: 0, ..lower };
+        }
+        *self.tree.span_mut(at.leaf, at.slot) = dead;
+        self.join(at);
+        at.leaf
+    }
+
+    /// Joins a whole tombstone with its neighbours in the leaf.
+    fn join(&mut self, at: At) {
+        let spans = self.tree.leaf(at.leaf).spans();
+        let span = spans[at.slot as usize];
+        let mut slot = at.slot;
+        if let Some(next) = spans.get(slot as usize + 1)
+            && next.is_dead()
+            && span.continues_with(next)
+        {
+            let more = next.len;
+            self.tree.span_mut(at.leaf, slot).len += more;
+            self.tree.remove_span(at.leaf, slot + 1);
+        }
+        if slot > 0 {
+            let before = *self.tree.span(at.leaf, slot - 1);
+            let span = *self.tree.span(at.leaf, slot);
+            if before.is_dead() && before.continues_with(&span) {
+                slot -= 1;
+                self.tree.span_mut(at.leaf, slot).len += span.len;
+                self.tree.remove_span(at.leaf, slot + 1);
+            }
+        }
+    }
+
+    /// Gives back the memory of deleted text once there is more of it than of the rest. A sweep costs as
+    /// much as reading the document, so it waits until deletions have paid for it.
+    fn sweep(&mut self) {
+        let dead = self.content.dead;
+        if dead < 4096 || dead < self.content.live + self.tree.leaves.len() * 256 {
+            return;
+        }
+        let mut swept = super::Content::default();
+        for leaf in &mut self.tree.leaves {
+            for slot in 0..leaf.len as usize {
+                let span = leaf.spans[slot];
+                if !span.is_dead() {
+                    let client = span.id.client;
+                    let start = swept.end(client);
+                    swept.push(client, self.content.get(client, span.at(), span.bytes));
+                    leaf.spans[slot].set_at(start);
+                }
+            }
+        }
+        self.content = swept;
+    }
+}

@@ -1,0 +1,228 @@
+//! The merge rule: where an insertion goes among those that its author had not seen.
+//!
+//! FugueMax's order, found by walking. `INTERNALS.md` derives it and works it out with tables.
+
+use std::cmp::Ordering;
+
+use super::tree::{SPAN_LEN_MAX, Span};
+use super::{At, Sequences, Widths};
+use crate::body::scalars;
+use crate::id::{Client, Id};
+
+impl Sequences {
+    /// Integrates a run of new elements, the first with these origins. Both must be elements of this text
+    /// or none; a right origin that is not behind the left one counts as none. `key` gives the replica id
+    /// that breaks ties, the smaller first.
+    pub(crate) fn insert(
+        &mut self,
+        key: &impl Fn(Client) -> u64,
+        text: u32,
+        id: Id,
+        left: Id,
+        right: Id,
+        content: &str,
+    ) {
+        let gap = if left.is_none() {
+            At { leaf: self.tree.roots[text as usize].first, slot: 0, off: 0 }
+        } else {
+            let at = self.expect(left);
+            At { off: at.off + 1, ..at }
+        };
+        let next = self.after(gap).map_or(Id::NONE, |(_, id)| id);
+        let (gap, right) = if next == right {
+            // Nobody else has inserted here.
+            (gap, right)
+        } else {
+            let right = if self.is_behind(right, left) { right } else { Id::NONE };
+            (self.gap_among_rivals(key, id.client, gap, left, right), right)
+        };
+        self.insert_pieces(gap, id, left, right, content);
+    }
+
+    /// Where a new element goes that others have inserted beside, unknown to its author.
+    ///
+    /// In FugueMax's tree it is a left child of `right` when that has the same left origin, else a right
+    /// child of `left`. Left children stand by replica id; right children by right origin, the farther one
+    /// first, then by replica id.
+    fn gap_among_rivals(
+        &self,
+        key: &impl Fn(Client) -> u64,
+        client: Client,
+        gap: At,
+        left: Id,
+        right: Id,
+    ) -> At {
+        let is_left_child = self.is_left_child(left, right);
+        if is_left_child && let Some(gap) = self.gap_right_before(key, client, left, right) {
+            return gap;
+        }
+        let mut gap = gap;
+        // Set within what stands left of a rival not reached yet: the gap stays before all of it.
+        let mut undecided = false;
+        let mut walk = gap;
+        while let Some((at, next)) = self.after(walk) {
+            if !undecided {
+                gap = walk;
+            }
+            if is_left_child && next == right {
+                return walk;
+            }
+            let span = self.tree.span(at.leaf, at.slot);
+            // Inside a span we stand right behind `left`, which is the next element's left origin.
+            let their_left = if at.off > 0 { left } else { span.left };
+            match self.compare(their_left, left, true) {
+                // Outside of what hangs on `left`.
+                Ordering::Less => return gap,
+                // Hangs on a rival, goes with it.
+                Ordering::Greater => {}
+                // A rival.
+                Ordering::Equal if span.right == right => {
+                    if key(client) < key(span.id.client) {
+                        return gap;
+                    }
+                    undecided = false;
+                }
+                Ordering::Equal => {
+                    let they_are = self.is_left_child(left, span.right);
+                    let nearer = self.compare(span.right, right, false) == Ordering::Less;
+                    if !is_left_child && !they_are && nearer {
+                        return gap;
+                    }
+                    undecided = they_are && (nearer || !is_left_child);
+                }
+            }
+            // The rest of the span hangs on its first element.
+            walk = At { off: span.len, ..at };
+        }
+        if undecided { gap } else { walk }
+    }
+
+    /// Whether an element with these origins is a left child of `right`, and not a right one of `left`.
+    fn is_left_child(&self, left: Id, right: Id) -> bool {
+        !right.is_none() && self.left_of(right) == left
+    }
+
+    /// For a left child of `right`: the gap right before it, when that is the place. It is, unless a left
+    /// child of `right` with a greater replica id ends there; only the last one needs a look. This makes
+    /// typing backwards cheap, however much others have typed at the same spot.
+    fn gap_right_before(
+        &self,
+        key: &impl Fn(Client) -> u64,
+        client: Client,
+        left: Id,
+        right: Id,
+    ) -> Option<At> {
+        let gap = self.before(self.expect(right))?;
+        let span = self.tree.span(gap.leaf, gap.slot);
+        let last_child = span.left == left && span.right == right;
+        let fits = span.left == left && (!last_child || key(span.id.client) < key(client));
+        fits.then_some(gap)
+    }
+
+    /// Whether `right` comes after `left`.
+    fn is_behind(&self, right: Id, left: Id) -> bool {
+        right.is_none() || left.is_none() || self.compare(left, right, true) == Ordering::Less
+    }
+
+    /// The order of two elements; "none" is the start when `none_is_start`, else the end.
+    fn compare(&self, a: Id, b: Id, none_is_start: bool) -> Ordering {
+        if a == b {
+            return Ordering::Equal;
+        }
+        if a.is_none() {
+            return if none_is_start { Ordering::Less } else { Ordering::Greater };
+        }
+        if b.is_none() {
+            return if none_is_start { Ordering::Greater } else { Ordering::Less };
+        }
+        let (a, b) = (self.expect(a), self.expect(b));
+        self.tree.compare_leaves(a.leaf, b.leaf).then(a.slot.cmp(&b.slot)).then(a.off.cmp(&b.off))
+    }
+
+    fn insert_pieces(&mut self, gap: At, id: Id, left: Id, right: Id, content: &str) {
+        let (mut gap, mut id, mut left, mut rest) = (gap, id, left, content);
+        loop {
+            let mut piece = rest;
+            let mut len = scalars(rest);
+            if len > SPAN_LEN_MAX {
+                len = SPAN_LEN_MAX;
+                let end = rest.char_indices().nth(len as usize).map_or(rest.len(), |(at, _)| at);
+                piece = &rest[..end];
+            }
+            gap = self.insert_piece(gap, id, len, left, right, piece);
+            rest = &rest[piece.len()..];
+            if rest.is_empty() {
+                return;
+            }
+            left = id.plus(len - 1);
+            id = id.plus(len);
+        }
+    }
+
+    /// Puts at most a span's worth of elements into a gap; returns the gap behind them.
+    fn insert_piece(&mut self, gap: At, id: Id, len: u32, left: Id, right: Id, piece: &str) -> At {
+        let widths = Widths::of_str(piece, len);
+        let start = self.content.end(id.client);
+        self.content.push(id.client, piece);
+        self.elements += len as usize;
+
+        if gap.off > 0 {
+            let before = self.tree.span_mut(gap.leaf, gap.slot);
+            if gap.off == before.len
+                && left == before.last()
+                && id == before.id.plus(before.len)
+                && right == before.right
+                && !before.is_dead()
+                && before.at() + before.bytes == start
+                && before.len + len <= SPAN_LEN_MAX
+            {
+                before.len += len;
+                before.bytes += piece.len() as u32;
+                let off = before.len;
+                self.tree.widen(gap.leaf, widths);
+                self.places.append(id, gap.leaf);
+                self.hint(id, gap.leaf, gap.slot);
+                return At { off, ..gap };
+            }
+        }
+        let span = Span::live(id, len, left, right, start, piece.len() as u32);
+        let (leaf, slot) = self.insert_span(gap, span);
+        self.tree.widen(leaf, widths);
+        self.places.append(id, leaf);
+        self.hint(id, leaf, slot);
+        At { leaf, slot, off: len }
+    }
+
+    /// Puts a span into a gap, cutting the span around it if need be.
+    fn insert_span(&mut self, gap: At, span: Span) -> (u32, u32) {
+        let whole = gap.off == 0 || gap.off == self.tree.span(gap.leaf, gap.slot).len;
+        if whole {
+            let slot = if gap.off == 0 { gap.slot } else { gap.slot + 1 };
+            let content = &self.content;
+            let measure = |span: &Span| measure(content, span);
+            return self.tree.insert_span(gap.leaf, slot, span, &mut self.places, measure);
+        }
+        let at = self.cut(gap);
+        self.tree.put(at.leaf, at.slot as usize + 1, span);
+        (at.leaf, at.slot + 1)
+    }
+
+    /// Cuts a span in two at a gap inside it, in a leaf that then still has room for one more. Says where
+    /// the gap is now, at the end of the lower part.
+    pub(super) fn cut(&mut self, gap: At) -> At {
+        let content = &self.content;
+        let (leaf, slot) =
+            self.tree.make_room(gap.leaf, gap.slot, &mut self.places, |span| measure(content, span));
+        let bytes = self.bytes_at(self.tree.span(leaf, slot), gap.off);
+        let upper = self.tree.span_mut(leaf, slot).cut(gap.off, bytes);
+        self.tree.put(leaf, slot as usize + 1, upper);
+        At { leaf, slot, off: gap.off }
+    }
+}
+
+fn measure(content: &super::Content, span: &Span) -> Widths {
+    if span.is_dead() {
+        return Widths::default();
+    }
+    Widths::of_str(content.get(span.id.client, span.at(), span.bytes), span.len)
+}

@@ -1,0 +1,231 @@
+//! Questions to a sequence: by id, by position, in lines and UTF-16 units, and as a whole.
+
+use std::ops::Range;
+
+use super::tree::{SPAN_LEN_MAX, Span};
+use super::{At, Place, Run, Sequences, Widths};
+use crate::id::Id;
+
+impl Sequences {
+    /// What a check needs to know of an element; `None` when there is none of that id.
+    #[inline]
+    pub(crate) fn find(&self, id: Id) -> Option<Place> {
+        let at = self.locate(id)?;
+        let next = self.after(At { off: at.off + 1, ..at }).map_or(Id::NONE, |(_, next)| next);
+        let right = self.tree.span(at.leaf, at.slot).right;
+        Some(Place { text: self.tree.leaf(at.leaf).text, right, next })
+    }
+
+    /// The first of these ids that is not an element.
+    pub(crate) fn first_missing(&self, id: Id, len: u32) -> Option<Id> {
+        let mut done = 0;
+        while done < len {
+            let id = id.plus(done);
+            let Some(at) = self.locate(id) else { return Some(id) };
+            done += self.tree.span(at.leaf, at.slot).len - at.off;
+        }
+        None
+    }
+
+    /// Text, visible elements before it, and whether it is deleted.
+    pub(crate) fn position(&self, id: Id) -> Option<(u32, usize, bool)> {
+        let at = self.locate(id)?;
+        let deleted = self.tree.span(at.leaf, at.slot).is_dead();
+        Some((self.tree.leaf(at.leaf).text, self.visible_before(at) as usize, deleted))
+    }
+
+    /// Visible elements before an element.
+    pub(super) fn visible_before(&self, at: At) -> u32 {
+        let spans = &self.tree.leaf(at.leaf).spans()[..=at.slot as usize];
+        let (span, before) = spans.split_last().expect("at least the span itself");
+        let within = if span.is_dead() { 0 } else { at.off };
+        let in_leaf = before.iter().map(Span::visible).sum::<u32>();
+        self.tree.widths_before_leaf(at.leaf).scalars + in_leaf + within
+    }
+
+    /// The origins of an insertion after `at` visible elements: the visible one before, and whatever is
+    /// next to that, tombstone or not.
+    pub(crate) fn origins_at(&self, text: u32, at: usize) -> (Id, Id) {
+        let (left, gap) = match at.checked_sub(1) {
+            None => (Id::NONE, At { leaf: self.tree.roots[text as usize].first, slot: 0, off: 0 }),
+            Some(before) => {
+                let at = self.visible_at(text, before);
+                (self.tree.span(at.leaf, at.slot).id.plus(at.off), At { off: at.off + 1, ..at })
+            }
+        };
+        (left, self.after(gap).map_or(Id::NONE, |(_, id)| id))
+    }
+
+    /// Where a visible element is; `at` must be below the length.
+    fn visible_at(&self, text: u32, at: usize) -> At {
+        let at = at as u32;
+        let (leaf, before) = self.tree.descend(text, |sum| sum.scalars > at);
+        let mut rest = at - before.scalars;
+        for (slot, span) in self.tree.leaf(leaf).spans().iter().enumerate() {
+            if rest < span.visible() {
+                return At { leaf, slot: slot as u32, off: rest };
+            }
+            rest -= span.visible();
+        }
+        unreachable!("position {at} of {}", self.widths(text).scalars)
+    }
+
+    /// Calls `on` for each visible stretch of `range`: the span, and which of its elements.
+    fn stretches(&self, text: u32, range: Range<usize>, on: &mut dyn FnMut(&Span, u32, u32)) {
+        if range.is_empty() {
+            return;
+        }
+        let mut rest = range.len() as u32;
+        let mut at = self.visible_at(text, range.start);
+        loop {
+            let leaf = self.tree.leaf(at.leaf);
+            for span in &leaf.spans()[at.slot as usize..] {
+                let n = span.visible().saturating_sub(at.off).min(rest);
+                if n > 0 {
+                    on(span, at.off, n);
+                    rest -= n;
+                }
+                at.off = 0;
+                if rest == 0 {
+                    return;
+                }
+            }
+            at = At { leaf: leaf.next, slot: 0, off: 0 };
+        }
+    }
+
+    /// The ids of visible elements, in order.
+    pub(crate) fn ids(&self, text: u32, range: Range<usize>, on: &mut dyn FnMut(Id, u32)) {
+        self.stretches(text, range, &mut |span, off, n| on(span.id.plus(off), n));
+    }
+
+    /// The visible text of a range.
+    pub(crate) fn write(&self, text: u32, range: Range<usize>, out: &mut String) {
+        self.stretches(text, range, &mut |span, off, n| {
+            let content = self.text_of(span);
+            let from = self.bytes_at(span, off) as usize;
+            let to = if off + n == span.len { content.len() } else { self.bytes_at(span, off + n) as usize };
+            out.push_str(&content[from..to]);
+        });
+    }
+
+    /// Widths of all that is visible.
+    pub(crate) fn widths(&self, text: u32) -> Widths {
+        self.tree.roots[text as usize].widths
+    }
+
+    /// Widths of the first `at` visible elements.
+    pub(crate) fn widths_before(&self, text: u32, at: usize) -> Widths {
+        self.widths_until(text, &|sum| sum.scalars as usize > at)
+    }
+
+    /// Widths of the longest prefix with which `enough` does not hold yet. `enough` must stay true once it
+    /// is, as the prefix grows.
+    pub(crate) fn widths_until(&self, text: u32, enough: &dyn Fn(Widths) -> bool) -> Widths {
+        let (leaf, mut sum) = self.tree.descend(text, enough);
+        for span in self.tree.leaf(leaf).spans() {
+            let with = sum + self.widths_of(span);
+            if enough(with) {
+                for c in self.text_of(span).chars() {
+                    let with = sum + Widths::of(c);
+                    if enough(with) {
+                        break;
+                    }
+                    sum = with;
+                }
+                return sum;
+            }
+            sum = with;
+        }
+        sum
+    }
+
+    /// All runs of a text in order, as long as they can be: however it is cut up inside, the same state
+    /// gives the same runs.
+    pub(crate) fn runs(&self, text: u32, on: &mut dyn FnMut(Run<'_>)) {
+        let mut content = String::new();
+        let mut run: Option<Span> = None;
+        let mut leaf = self.tree.roots[text as usize].first;
+        while let Some(at) = self.tree.leaves.get(leaf as usize) {
+            for span in at.spans() {
+                match &mut run {
+                    Some(run) if run.is_dead() == span.is_dead() && run.continues_with(span) => {
+                        run.len += span.len;
+                    }
+                    _ => {
+                        if let Some(run) = run {
+                            on(as_run(&run, &content));
+                        }
+                        content.clear();
+                        run = Some(*span);
+                    }
+                }
+                content.push_str(self.text_of(span));
+            }
+            leaf = at.next;
+        }
+        if let Some(run) = run {
+            on(as_run(&run, &content));
+        }
+    }
+
+    /// Adds a run at the end of a text as it is, without integration: for loading what was saved. To be
+    /// followed by [`loaded`](Sequences::loaded).
+    pub(crate) fn append(&mut self, text: u32, run: Run<'_>) {
+        let (mut id, mut left, mut rest, mut content) = (run.id, run.left, run.len, run.text);
+        while rest > 0 {
+            let len = if run.deleted { rest } else { rest.min(SPAN_LEN_MAX) };
+            let bytes = match run.deleted {
+                true => 0,
+                false if rest == len => content.len(),
+                false => content.char_indices().nth(len as usize).map_or(content.len(), |(at, _)| at),
+            };
+            let (piece, others) = content.split_at(bytes);
+            let span = if run.deleted {
+                Span::dead(id, len, left, run.right)
+            } else {
+                let start = self.content.end(id.client);
+                self.content.push(id.client, piece);
+                Span::live(id, len, left, run.right, start, bytes as u32)
+            };
+            let last = self.tree.roots[text as usize].last;
+            let end = self.tree.leaf(last).len;
+            let (leaf, _) =
+                self.tree.insert_span(last, end, span, &mut self.places, |_| unreachable!("nothing moves"));
+            if !run.deleted {
+                self.tree.widen(leaf, Widths::of_str(piece, len));
+            }
+            self.elements += len as usize;
+            content = others;
+            rest -= len;
+            if rest > 0 {
+                left = id.plus(len - 1);
+                id = id.plus(len);
+            }
+        }
+    }
+
+    /// Finishes loading: from now on elements can be found by id.
+    ///
+    /// # Errors
+    /// The first id that stands in two places.
+    pub(crate) fn loaded(&mut self) -> Result<(), Id> {
+        let mut spans: Vec<(Id, u32, u32)> = Vec::new();
+        for (n, leaf) in self.tree.leaves.iter().enumerate() {
+            spans.extend(leaf.spans().iter().map(|span| (span.id, span.len, n as u32)));
+        }
+        spans.sort_unstable();
+        for pair in spans.windows(2) {
+            let ((id, len, _), (next, ..)) = (pair[0], pair[1]);
+            if id.client == next.client && next.counter - id.counter < len {
+                return Err(next);
+            }
+        }
+        self.places.rebuild(spans.iter().map(|&(id, _, leaf)| (id, leaf)));
+        Ok(())
+    }
+}
+
+fn as_run<'a>(span: &Span, text: &'a str) -> Run<'a> {
+    Run { id: span.id, len: span.len, left: span.left, right: span.right, deleted: span.is_dead(), text }
+}
