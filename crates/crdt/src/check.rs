@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::body::{self, RawInsert, RawOp, RawRange, Ref, Scratch};
-use crate::document::Document;
+use crate::document::{Document, Limits};
 use crate::error::{Flaw, Malformed, Refusal};
 use crate::id::{COUNTER_MAX, Client, Id, OpId, ReplicaId};
 use crate::sequence::Place;
@@ -44,6 +44,7 @@ impl Document {
         &mut self,
         client: Client,
         replica: ReplicaId,
+        limits: Limits,
         reader: &mut Reader<'_>,
     ) -> Result<(), Refusal> {
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -55,6 +56,7 @@ impl Document {
         let first = self.replicas.get(client as usize).map_or(0, |state| state.next);
         let mut check = Check {
             document: self,
+            limits,
             client,
             replica,
             first,
@@ -72,6 +74,7 @@ impl Document {
 
 struct Check<'d> {
     document: &'d Document,
+    limits: Limits,
     client: Client,
     replica: ReplicaId,
     /// First counter of the change.
@@ -135,8 +138,8 @@ impl Check<'_> {
             },
         };
         self.elements += insert.len as usize;
-        if self.document.sequences.elements() + self.elements > self.document.limits.elements_max {
-            let limit = self.document.limits.elements_max as u64;
+        if self.document.sequences.elements() + self.elements > self.limits.elements_max {
+            let limit = self.limits.elements_max as u64;
             return Err(Refusal::TooLarge { what: "characters of a document", limit });
         }
         self.next += u64::from(insert.len);
@@ -157,8 +160,8 @@ impl Check<'_> {
             return Ok((known + n) as u32);
         }
         let text = known + self.resolved.new_names.len();
-        if text >= self.document.limits.containers_max {
-            let limit = self.document.limits.containers_max as u64;
+        if text >= self.limits.containers_max {
+            let limit = self.limits.containers_max as u64;
             return Err(Refusal::TooLarge { what: "containers", limit });
         }
         self.resolved.new_names.push(name.into());
@@ -187,8 +190,8 @@ impl Check<'_> {
             last = replica;
             // Time is bounded too: no change can make the same elements be deleted over and over.
             self.deleted = self.deleted.saturating_add(range.len);
-            if self.deleted > self.document.limits.elements_max as u64 {
-                let limit = self.document.limits.elements_max as u64;
+            if self.deleted > self.limits.elements_max as u64 {
+                let limit = self.limits.elements_max as u64;
                 return Err(Refusal::TooLarge { what: "deletions of a change", limit });
             }
             self.elements_of(id, range.len)?;

@@ -24,6 +24,18 @@ pub struct Limits {
     pub containers_max: usize,
 }
 
+impl Limits {
+    /// Room for own edits that the log does not have yet, on top of what the log may have.
+    pub(crate) fn doubled(self) -> Limits {
+        Limits {
+            elements_max: self.elements_max.saturating_mul(2),
+            replicas_max: self.replicas_max.saturating_mul(2),
+            containers_max: self.containers_max.saturating_mul(2),
+            ..self
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
@@ -171,8 +183,8 @@ impl Document {
             return Err(self.too_long());
         }
         let mut reader = Reader::new(change.body);
-        let client = self.client_or_next(change.replica)?;
-        self.check(client, change.replica, &mut reader)?;
+        let client = self.client_or_next(change.replica, self.limits)?;
+        self.check(client, change.replica, self.limits, &mut reader)?;
         reader.end()?;
         let hash = self.hash_checked(change)?;
         if client as usize == self.replicas.len() {
@@ -210,14 +222,14 @@ impl Document {
     }
 
     /// The replica's client, or the one that it would get.
-    pub(crate) fn client_or_next(&self, replica: ReplicaId) -> Result<Client, Refusal> {
+    pub(crate) fn client_or_next(&self, replica: ReplicaId, limits: Limits) -> Result<Client, Refusal> {
         if replica.0 == 0 {
             return Err(Refusal::NoReplica);
         }
         match self.client(replica) {
             Some(client) => Ok(client),
-            None if self.replicas.len() >= self.limits.replicas_max => {
-                Err(Refusal::TooLarge { what: "replicas", limit: self.limits.replicas_max as u64 })
+            None if self.replicas.len() >= limits.replicas_max => {
+                Err(Refusal::TooLarge { what: "replicas", limit: limits.replicas_max as u64 })
             }
             None => Ok(self.replicas.len() as Client),
         }

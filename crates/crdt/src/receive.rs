@@ -43,7 +43,8 @@ impl Observer for Vec<Patch> {
 impl Document {
     /// Takes a run of entries: `count` of them, the first at `first_seq`. Those up to `known` are
     /// skipped; own ones that are applied already only get their log index. Patches are added for what
-    /// the others changed.
+    /// the others changed. What the log has was admitted once, so its limits are not checked again, but that
+    /// nothing grows beyond twice of them.
     ///
     /// # Errors
     /// The entries before the one at fault stay applied; that one is not.
@@ -102,7 +103,6 @@ impl Document {
         let (client, replica) = self.author(start, head)?;
         let state = self.replicas.get(client as usize);
         let (logged, next) = state.map_or((0, 0), |state| (state.logged, state.next));
-        let body_start = reader.at();
         if logged < next {
             // Our own change came back.
             let counters = body::skip(reader, &mut self.scratch)?;
@@ -112,10 +112,7 @@ impl Document {
             }
             self.replicas[client as usize].logged = end as u32;
         } else {
-            self.check(client, replica, reader)?;
-            if reader.at() - body_start > self.limits.change_bytes_max {
-                return Err(self.too_long());
-            }
+            self.check(client, replica, self.limits.doubled(), reader)?;
             if client as usize == self.replicas.len() {
                 self.add_replica(replica);
             }
@@ -137,7 +134,7 @@ impl Document {
                 if head.index != known {
                     return flaw(Flaw::Inconsistent);
                 }
-                let client = self.client_or_next(replica)?;
+                let client = self.client_or_next(replica, self.limits.doubled())?;
                 match self.replicas.get(client as usize) {
                     Some(state) if state.log_index.is_some() => flaw(Flaw::Inconsistent),
                     _ => Ok((client, replica)),

@@ -2,7 +2,7 @@
 
 use crate::body::NAME_BYTES_MAX;
 use crate::change::truncate;
-use crate::document::{Document, ReplicaState};
+use crate::document::{Document, Limits, ReplicaState};
 use crate::error::{Flaw, Malformed};
 use crate::id::{COUNTER_MAX, Hash, Id, ReplicaId};
 use crate::sequence::Run;
@@ -55,6 +55,14 @@ impl Document {
     /// # Errors
     /// With the first flaw that was found.
     pub fn decode(bytes: &[u8]) -> Result<Document, Malformed> {
+        Document::decode_with_limits(bytes, Limits::default())
+    }
+
+    /// As [`decode`](Document::decode), for a document with other limits than the usual ones.
+    ///
+    /// # Errors
+    /// With the first flaw that was found; [`Flaw::Bounds`] when it is beyond twice the limits.
+    pub fn decode_with_limits(bytes: &[u8], limits: Limits) -> Result<Document, Malformed> {
         let Some(end) = bytes.len().checked_sub(CHECKSUM_BYTES) else {
             return Err(Malformed { offset: bytes.len(), flaw: Flaw::Truncated });
         };
@@ -65,9 +73,9 @@ impl Document {
             return Err(Malformed { offset: end, flaw: Flaw::Checksum });
         }
         let mut reader = Reader::starting_at(&bytes[..end], MAGIC.len());
-        let mut document = Document::new();
+        let mut document = Document::with_limits(limits);
         document.read_replicas(&mut reader)?;
-        let texts = reader.bounded(reader.rest() as u64)?;
+        let texts = reader.bounded(limits.doubled().containers_max as u64)?;
         for _ in 0..texts {
             document.read_text(&mut reader)?;
         }
@@ -80,7 +88,7 @@ impl Document {
     }
 
     fn read_replicas(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        let count = reader.bounded(self.limits.replicas_max as u64)?;
+        let count = reader.bounded(self.limits.doubled().replicas_max as u64)?;
         let mut by_index = Vec::new();
         for client in 0..count {
             let id = ReplicaId(reader.u64()?);
@@ -126,7 +134,7 @@ impl Document {
                 <= u64::from(self.replicas[id.client as usize].next)
                 && len > 0
                 && (deleted || content.chars().count() == len as usize)
-                && self.sequences.elements() + len as usize <= self.limits.elements_max;
+                && self.sequences.elements() + len as usize <= self.limits.doubled().elements_max;
             if !fits {
                 return reader.fail(Flaw::Inconsistent);
             }

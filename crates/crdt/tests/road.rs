@@ -166,5 +166,6 @@ fn an_outbox_goes_on_top_of_a_new_state() {
 
 /// The length of the text once `change` is in it as well.
 fn len_with(log: &Log, change: &manyhands_crdt::Change) -> usize {
-    log.document.text("page").unwrap().len() + (change.next_counter - change.counter) as usize
+    log.document.text("page").expect("it was written to").len()
+        + (change.next_counter - change.counter) as usize
 }

@@ -171,3 +171,5 @@ impl Sequences {
 mod invariants;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod trace_tests;

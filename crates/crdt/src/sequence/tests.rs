@@ -369,3 +369,35 @@ fn more_random_histories_agree_with_the_list_and_converge() {
 fn origins_that_no_honest_editor_makes_converge_too() {
     many(0..5_000, true);
 }
+
+/// Delivers in every order that causality allows, and counts the orders.
+fn every_order(peer: &Peer, events: &[Event], expected: &[OwnedRun]) -> usize {
+    let ready: Vec<_> = events.iter().filter(|event| peer.ready_for(event)).collect();
+    if ready.is_empty() {
+        assert!(events.iter().all(|event| peer.have[event.client as usize] > event.counter));
+        assert_eq!(runs(|on| peer.tree.runs(0, on)), expected);
+        return 1;
+    }
+    let deliver = |event: &&Event| {
+        let mut peer = peer.clone();
+        peer.apply(event);
+        every_order(&peer, events, expected)
+    };
+    ready.iter().map(deliver).sum()
+}
+
+// enforces: I-5
+#[test]
+fn every_order_of_delivery_gives_the_same_text() {
+    let mut orders = 0;
+    for seed in 0..1_000 {
+        let random = &mut Random(seed);
+        let peers = 2 + random.below(3);
+        let hostile = random.chance(30);
+        let mut history = history(random, Shape { peers, events: 6, deliver: 20, hostile }, false);
+        finish(&mut history, random);
+        let expected = runs(|on| history.peers[0].tree.runs(0, on));
+        orders += every_order(&Peer::new(peers as usize), &history.events, &expected);
+    }
+    assert!(orders > 20_000, "{orders} orders are too few to mean much");
+}
