@@ -1,4 +1,5 @@
 //! What an edge does with good and bad input, one sentence a test.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -183,8 +183,8 @@ impl World {
         world
     }
 
-    /// Edits and mishaps for a while; then quiet, until nothing is left to be done.
-    pub(crate) fn live(&mut self, busy: Duration, quiet: Duration) {
+    /// Edits and mishaps for a while.
+    pub(crate) fn live(&mut self, busy: Duration) {
         for app in 0..self.apps.len() {
             for channel in 1..=DOCUMENTS.len() as u32 {
                 let at = self.random.millis(0, 1000);
@@ -200,7 +200,11 @@ impl World {
             }
             self.start_pump(socket);
         }
-        self.run_until(busy + quiet);
+    }
+
+    /// No more edits or mishaps, time only.
+    pub(crate) fn rest(&mut self, time: Duration) {
+        self.run_until(self.now + time);
     }
 
     fn run_until(&mut self, end: Duration) {
