@@ -107,8 +107,8 @@ struct Document {
     theirs: BTreeMap<String, Theirs>,
     /// Sessions that changed or left since the last tick.
     changed: BTreeSet<String>,
-    /// Sessions of other nodes that left, until when their entries in the store are not believed.
-    gone: BTreeMap<String, Duration>,
+    /// Sessions that left a moment ago.
+    gone: BTreeMap<String, Gone>,
     /// The store must be asked.
     unread: bool,
 }
@@ -130,6 +130,14 @@ struct Theirs {
     heard_at: Duration,
 }
 
+/// One who left: what the store still says of it is not believed for a while, nor, if it was ours, what comes
+/// back by the bus.
+#[derive(Debug)]
+struct Gone {
+    until: Duration,
+    ours: bool,
+}
+
 impl Roster {
     /// A session opened a document: it gets the roster, and from here on what changes.
     pub fn join(&mut self, now: Duration, document: &DocumentName, viewer: Viewer) {
@@ -144,7 +152,7 @@ impl Roster {
     pub fn leave(&mut self, now: Duration, document: &DocumentName, viewer: &Viewer, out: &mut Vec<Output>) {
         let Some(open) = self.documents.get_mut(document) else { return };
         open.viewers.remove(viewer);
-        if !open.viewers.keys().any(|other| other.session == viewer.session) {
+        if !open.is_open_to(&viewer.session) {
             self.clear(now, document, &viewer.session, out);
         }
         if self.documents.get(document).is_some_and(|open| open.viewers.is_empty()) {
@@ -161,7 +169,7 @@ impl Roster {
         peer: v1::Peer,
     ) -> Result<(), LimitReached> {
         let Some(open) = self.documents.get_mut(document) else { return Ok(()) };
-        if !open.viewers.keys().any(|viewer| viewer.session == peer.session) {
+        if !open.is_open_to(&peer.session) {
             return Ok(());
         }
         if peer.encoded_len() > ENTRY_BYTES_MAX {
@@ -193,6 +201,7 @@ impl Roster {
         if open.ours.remove(session).is_none() {
             return;
         }
+        open.bury(now, session, true);
         open.changed.insert(session.to_owned());
         out.push(Output::Remove { document: document.clone(), session: session.to_owned() });
         out.push(announcement(document, session, None));
@@ -204,8 +213,7 @@ impl Roster {
         let v1::BusPresence { document, session, peer } = presence;
         let Ok(document) = document.parse::<DocumentName>() else { return };
         let Some(open) = self.documents.get_mut(&document) else { return };
-        // Of its own sessions this node knows best.
-        if open.ours.contains_key(&session) || open.viewers.keys().any(|viewer| viewer.session == session) {
+        if open.is_ours(now, &session) {
             return;
         }
         let changed = match peer {
@@ -217,9 +225,7 @@ impl Roster {
             Some(_) => false,
             None => {
                 let known = open.theirs.remove(&session).is_some();
-                if open.gone.len() < ENTRIES_MAX {
-                    open.gone.insert(session.clone(), now + GONE);
-                }
+                open.bury(now, &session, false);
                 known
             }
         };
@@ -234,9 +240,8 @@ impl Roster {
         let Some(open) = self.documents.get_mut(document) else { return };
         for (session, entry) in entries {
             let known = open.theirs.contains_key(&session)
-                || open.ours.contains_key(&session)
-                || open.gone.get(&session).is_some_and(|until| now < *until)
-                || open.viewers.keys().any(|viewer| viewer.session == session);
+                || open.gone.get(&session).is_some_and(|gone| now < gone.until)
+                || open.is_ours(now, &session);
             if known || entry.len() > ENTRY_BYTES_MAX {
                 continue;
             }
@@ -304,7 +309,7 @@ impl Roster {
                     out.push(announcement(name, session, Some(&ours.peer)));
                 }
             }
-            open.gone.retain(|_, until| now < *until);
+            open.gone.retain(|_, gone| now < gone.until);
             let changed = &mut open.changed;
             let before = changed.len();
             open.theirs.retain(|session, theirs| {
@@ -330,6 +335,25 @@ impl Roster {
 }
 
 impl Document {
+    /// Whether a session of this node has the document open, on any channel.
+    fn is_open_to(&self, session: &str) -> bool {
+        let first = Viewer { session: session.to_owned(), channel: 0 };
+        self.viewers.range(first..).next().is_some_and(|(viewer, _)| viewer.session == session)
+    }
+
+    /// Whether this node knows best about a session.
+    fn is_ours(&self, now: Duration, session: &str) -> bool {
+        self.ours.contains_key(session)
+            || self.is_open_to(session)
+            || self.gone.get(session).is_some_and(|gone| gone.ours && now < gone.until)
+    }
+
+    fn bury(&mut self, now: Duration, session: &str, ours: bool) {
+        if self.gone.len() < ENTRIES_MAX {
+            self.gone.insert(session.to_owned(), Gone { until: now + GONE, ours });
+        }
+    }
+
     /// Whether it is news.
     fn learn(&mut self, now: Duration, peer: v1::Peer) -> bool {
         if peer.encoded_len() > ENTRY_BYTES_MAX {

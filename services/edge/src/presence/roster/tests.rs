@@ -180,14 +180,27 @@ fn peers_elsewhere_come_change_and_go() {
     assert_eq!(node.after(TICK), ["a: x=2"]);
     node.heard(bus("x", None));
     assert_eq!(node.after(TICK), ["a: -x"]);
-    // Its own echo, a lie, and other documents.
-    node.set("a", 1).unwrap();
-    node.after(TICK);
-    node.heard(bus("a", None));
-    node.heard(bus("a", Some(peer("a", 7))));
+    // A lie, and other documents.
     node.heard(bus("y", Some(peer("z", 1))));
     node.heard(v1::BusPresence { document: "other".into(), ..bus("y", Some(peer("y", 1))) });
     node.heard(v1::BusPresence { document: "not a name".into(), ..bus("y", Some(peer("y", 1))) });
+    assert_eq!(node.after(TICK), [""; 0]);
+}
+
+#[test]
+fn of_its_own_sessions_a_node_knows_best() {
+    let mut node = Node::with(&["a", "b", "silent"]);
+    node.set("a", 1).unwrap();
+    node.after(TICK);
+    node.heard(bus("a", None));
+    node.heard(bus("a", Some(peer("a", "old"))));
+    node.heard(bus("silent", Some(peer("silent", "old"))));
+    assert_eq!(node.after(TICK), [""; 0]);
+    node.roster.leave(node.now, &doc("d"), &viewer("a"), &mut node.out);
+    node.after(TICK);
+    node.heard(bus("a", Some(peer("a", 1))));
+    let entry = peer("a", 1).encode_to_vec().into();
+    node.roster.read(node.now, &doc("d"), vec![("a".into(), entry)]);
     assert_eq!(node.after(TICK), [""; 0]);
 }
 
