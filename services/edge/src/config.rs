@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use manyhands_process::value::{ByteSize, Secret, ServiceUrl};
+use manyhands_process::value::{ByteSize, Secret};
 use manyhands_session::edge::EdgeConfig;
 use serde::{Deserialize, Serialize};
 
@@ -25,10 +25,6 @@ pub struct Config {
     /// Where document nodes are found at first: URLs of one or several of them, or of a name that resolves to
     /// all of them. From then on they tell about each other.
     pub documents: Vec<String>,
-    /// The bus, `nats://host:4222` or `local:`.
-    pub bus: ServiceUrl,
-    /// The presence store, `redis://host:6379` or `local:`.
-    pub presence: ServiceUrl,
     /// Over how long the sessions are sent away when this edge leaves. Shorter than the grace of the process.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
@@ -45,9 +41,7 @@ impl Default for Config {
             allowed_origins: Vec::new(),
             allow_loopback_origins: false,
             secret: Secret::default(),
-            documents: vec!["http://127.0.0.1:7101".to_owned()],
-            bus: ServiceUrl::new("nats://127.0.0.1:4222"),
-            presence: ServiceUrl::new("redis://127.0.0.1:6379"),
+            documents: vec!["http://127.0.0.1:7420".to_owned()],
             drain: Duration::from_secs(10),
             limits: Limits::default(),
             router: router::Config::default(),

@@ -34,8 +34,6 @@ const HELD_MAX: usize = 256;
 const READS_MAX: usize = 64;
 /// Over how long the reads of many documents are spread when all of them may have a gap.
 const SPREAD: Duration = Duration::from_millis(200);
-/// How long a session that misses the newest entry waits for the bus to bring it, before the owner is asked.
-const FETCH_PATIENCE: Duration = Duration::from_millis(100);
 /// Most bytes of entries in one answer.
 const READ_BYTES_MAX: u32 = 256 * 1024;
 
@@ -60,7 +58,7 @@ struct Partition {
     shared: Arc<Shared>,
     documents: Mutex<Documents>,
     subscribed: watch::Sender<bool>,
-    /// Something was delivered or a deadline has changed.
+    /// A feed's deadline may have changed.
     stirred: Notify,
 }
 
@@ -189,7 +187,6 @@ impl Seat {
             held.clear();
         }
         drop(documents);
-        partition.stirred.notify_waiters();
         partition.stirred.notify_one();
     }
 
@@ -200,35 +197,20 @@ impl Seat {
         after: Seq,
         grant: v1::Grant,
     ) -> Result<Fetched, Refusal> {
-        if let Ok(recent) = timeout(FETCH_PATIENCE, self.recent(incarnation, after)).await {
+        let recent = {
+            let documents = self.partition.lock();
+            let feed = documents.by_name.get(&self.document).and_then(|open| open.feed.as_ref());
+            feed.filter(|feed| feed.incarnation() == incarnation).and_then(|feed| feed.recent(after))
+        };
+        if let Some(recent) = recent {
             return Ok(recent);
         }
         self.partition.shared.read(&self.document, incarnation, after, grant).await
     }
 
-    /// What this session shows to the document's others, replacing what it showed.
-    pub(crate) fn show(&self, peer: v1::Peer) {
-        let _ = peer;
-    }
-
-    /// Takes away what this session shows.
-    pub(crate) fn hide(&self) {}
-
-    async fn recent(&self, incarnation: Incarnation, after: Seq) -> Fetched {
-        loop {
-            let stirred = self.partition.stirred.notified();
-            let mut stirred = std::pin::pin!(stirred);
-            stirred.as_mut().enable();
-            let recent = {
-                let documents = self.partition.lock();
-                let feed = documents.by_name.get(&self.document).and_then(|open| open.feed.as_ref());
-                feed.filter(|feed| feed.incarnation() == incarnation).and_then(|feed| feed.recent(after))
-            };
-            if let Some(recent) = recent {
-                return recent;
-            }
-            stirred.await;
-        }
+    /// The document that it is in.
+    pub(crate) fn document(&self) -> &DocumentName {
+        &self.document
     }
 }
 
@@ -320,11 +302,11 @@ impl Partition {
         };
         match content {
             v1::bus_message::Message::Delta(delta) => {
-                let span = tracing::debug_span!("edge.deliver", partition = self.id.0);
-                if let Some(traceparent) = &message.traceparent {
+                let _entered = message.traceparent.as_ref().map(|traceparent| {
+                    let span = tracing::info_span!("edge.deliver", partition = self.id.0);
                     telemetry::set_parent(&span, traceparent);
-                }
-                let _entered = span.enter();
+                    span.entered()
+                });
                 self.receive_delta(delta);
             }
             v1::bus_message::Message::Tips(v1::BusTips { epoch, tips }) => {
@@ -336,7 +318,6 @@ impl Partition {
             }
             _ => {}
         }
-        self.stirred.notify_waiters();
     }
 
     fn receive_delta(&self, delta: v1::BusDelta) {
@@ -395,7 +376,6 @@ impl Partition {
             partition
                 .lock()
                 .with(incarnation, |name, open| partition.feed(name, open, feed::Input::Fetched(result)));
-            partition.stirred.notify_waiters();
             partition.stirred.notify_one();
         });
     }

@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use manyhands_proto::{Code, DocumentName, SUBPROTOCOL};
 use manyhands_session::Grant;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,8 +41,6 @@ pub(crate) struct Face {
     /// One permit for each socket.
     pub(crate) sockets: Arc<Semaphore>,
     pub(crate) sockets_max: usize,
-    /// One permit for each connection that is not a socket yet.
-    pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) sessions: TaskTracker,
     /// Cancelled when no socket is taken any more.
     pub(crate) leaving: CancellationToken,
@@ -193,23 +191,29 @@ fn accept_key(request: &Request) -> Result<HeaderValue, Problem> {
         .ok_or_else(|| Problem::new(Code::Malformed, "The handshake has no usable Sec-WebSocket-Key."))
 }
 
-/// Takes connections until `leaving`, then closes those that are no sockets.
-///
-/// # Errors
-/// If the listener fails for good.
-pub(crate) async fn serve(listener: TcpListener, routes: Router, face: Arc<Face>) -> io::Result<()> {
+/// Takes connections until `ended`, then closes those that are no sockets. An edge that leaves still answers
+/// probes, and tells clients that it leaves.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    handshakes: Arc<Semaphore>,
+    ended: CancellationToken,
+) {
     let connections = TaskTracker::new();
     loop {
         // When too many are in their handshake, further ones wait in the kernel's queue.
-        let Ok(permit) = Arc::clone(&face.handshakes).acquire_owned().await else { break };
-        let accepted = tokio::select! {
+        let accepted = async {
+            let permit = Arc::clone(&handshakes).acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
             biased;
-            () = face.leaving.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            () = ended.cancelled() => break,
+            accepted = accepted => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(connection(stream, routes.clone(), face.leaving.clone(), permit));
+                connections.spawn(connection(stream, routes.clone(), ended.clone(), permit));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -222,15 +226,15 @@ pub(crate) async fn serve(listener: TcpListener, routes: Router, face: Arc<Face>
     drop(listener);
     connections.close();
     connections.wait().await;
-    Ok(())
 }
 
 async fn connection(
     stream: TcpStream,
     routes: Router,
-    leaving: CancellationToken,
-    permit: OwnedSemaphorePermit,
+    ended: CancellationToken,
+    permit: Result<OwnedSemaphorePermit, AcquireError>,
 ) {
+    // Free again as soon as the connection is a socket, which has a permit of its own.
     let _permit = permit;
     // A frame is written whole and must not wait for the next one.
     let _ = stream.set_nodelay(true);
@@ -254,7 +258,7 @@ async fn connection(
                 }
                 return;
             }
-            () = leaving.cancelled(), if !goodbye => {
+            () = ended.cancelled(), if !goodbye => {
                 connection.as_mut().graceful_shutdown();
                 goodbye = true;
             }

@@ -9,6 +9,7 @@ mod auth;
 mod config;
 mod fanout;
 mod http;
+mod lane;
 mod origin;
 mod outgoing;
 pub mod presence;
@@ -34,8 +35,10 @@ pub use crate::auth::{Denied, SECRET_BYTES_MIN, TOKEN_SUBPROTOCOL, Verifier, Wea
 pub use crate::config::{Config, Limits};
 use crate::fanout::Fanout;
 use crate::http::Face;
+use crate::lane::Lane;
 pub use crate::origin::InvalidOrigin;
 use crate::origin::Origins;
+use crate::presence::{LocalPresence, Presence};
 use crate::router::Router;
 pub use crate::router::{Connector, DocumentChannel, Unreachable, channel, connect};
 use crate::socket::Node;
@@ -84,23 +87,36 @@ pub struct Edge {
     ready: Check,
 }
 
-/// Makes an edge and takes its port. Connections wait until it runs.
+/// Makes an edge and takes its port. Connections wait until it runs. Presence is kept in this process: enough
+/// for one edge. Several share a store through [`build_with`].
+///
+/// # Errors
+/// As [`build_with`].
+pub async fn build(config: Config, surroundings: Surroundings) -> Result<Edge, Error> {
+    build_with(config, surroundings, Arc::new(LocalPresence::default())).await
+}
+
+/// [`build`] with a presence store that other edges use too.
 ///
 /// # Errors
 /// What in the configuration cannot be used, or the port.
-pub async fn build(config: Config, surroundings: Surroundings) -> Result<Edge, Error> {
+pub async fn build_with(
+    config: Config,
+    surroundings: Surroundings,
+    presence: Arc<dyn Presence>,
+) -> Result<Edge, Error> {
     let Surroundings { bus, connector, health, metrics } = surroundings;
     let verifier = Verifier::hs256(config.secret.expose().as_bytes())?;
     let origins = Origins::parse(&config.allowed_origins, config.allow_loopback_origins)?;
     let router = Arc::new(Router::new(config.router.clone(), config.documents.clone(), connector));
     let fanout = Fanout::new(Arc::clone(&bus), Arc::clone(&router));
-    let node = Node::new(&config.limits, verifier, router, fanout);
+    let lane = Lane::start(Arc::clone(&bus), presence);
+    let node = Node::new(&config.limits, verifier, router, fanout, lane);
     let face = Arc::new(Face {
         node: Arc::new(node),
         origins,
         sockets: Arc::new(Semaphore::new(config.limits.connections_max)),
         sockets_max: config.limits.connections_max,
-        handshakes: Arc::new(Semaphore::new(config.limits.handshakes_max)),
         sessions: TaskTracker::new(),
         leaving: CancellationToken::new(),
     });
@@ -131,7 +147,9 @@ impl Edge {
             let bus = Arc::clone(&self.bus);
             tokio::spawn(async move { router.follow_routes(&bus).await })
         };
-        let serve = tokio::spawn(http::serve(self.listener, self.routes, Arc::clone(&self.face)));
+        let ended = CancellationToken::new();
+        let handshakes = Arc::new(Semaphore::new(self.config.limits.handshakes_max));
+        let serve = tokio::spawn(http::serve(self.listener, self.routes, handshakes, ended.clone()));
         self.ready.pass();
         tracing::info!(address = %self.address, "the edge listens");
 
@@ -145,8 +163,11 @@ impl Edge {
             () = self.face.sessions.wait() => {}
             () = shutdown.stopping() => {}
         }
+        ended.cancel();
         follow.abort();
         drop(hold);
-        serve.await.unwrap_or(Ok(()))
+        // Connections that are no sockets end with their answer, or with the process.
+        let _ = serve.await;
+        Ok(())
     }
 }

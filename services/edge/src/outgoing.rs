@@ -111,6 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Outgoing<S> {
                     if code == Code::SlowConsumer {
                         // It does not read; the close frame alone may still fit.
                         self.queue.clear();
+                        self.queued_bytes = 0;
                     }
                     let code = code.close().unwrap_or(4005).into();
                     self.push(Message::Close(Some(CloseFrame { code, reason: reason.into() })));

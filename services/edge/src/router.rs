@@ -54,6 +54,9 @@ pub struct Config {
     /// How long one attempt may take.
     #[serde(with = "humantime_serde")]
     pub attempt_max: Duration,
+    /// How long opening a document may take, all attempts together: its owner may have to replay it first.
+    #[serde(with = "humantime_serde")]
+    pub open_max: Duration,
     /// Shortest pause between two attempts; it doubles up to `pause_max`, and half of it is drawn.
     #[serde(with = "humantime_serde")]
     pub pause_min: Duration,
@@ -75,6 +78,7 @@ impl Default for Config {
         Config {
             retry_for: Duration::from_secs(10),
             attempt_max: Duration::from_secs(5),
+            open_max: Duration::from_secs(60),
             pause_min: Duration::from_millis(20),
             pause_max: Duration::from_millis(500),
             message_bytes_max: ByteSize::mib(16),
@@ -168,8 +172,8 @@ impl Router {
     /// What the owner refuses, or what still fails after [`Config::retry_for`].
     pub async fn submit(&self, request: v1::SubmitRequest) -> Result<Submitted, Refusal> {
         let partition = partition_of(&request.document)?;
-        let answer = self.call(partition, |mut client| {
-            let request = self.request(request.clone());
+        let answer = self.call(partition, self.usual(), |mut client, max| {
+            let request = request_of(request.clone(), max);
             Box::pin(async move { client.submit(request).await.map(Response::into_inner) })
         });
         let v1::SubmitResponse { next_counter, seq, rejection } = answer.await?;
@@ -184,8 +188,9 @@ impl Router {
         let partition = partition_of(&request.document)?;
         let _permit = self.opens.acquire().await.map_err(|_| refusal(Code::ShuttingDown))?;
         let bytes_max = self.config.open_bytes_max.bytes();
-        let answer = self.call(partition, |mut client| {
-            let request = self.request(request.clone());
+        let patience = Patience { attempt: self.config.open_max / 2, all: self.config.open_max };
+        let answer = self.call(partition, patience, |mut client, max| {
+            let request = request_of(request.clone(), max);
             Box::pin(async move { collect(client.open(request).await?.into_inner(), bytes_max).await })
         });
         answer.await
@@ -197,8 +202,8 @@ impl Router {
     /// As [`Router::submit`].
     pub async fn read(&self, request: v1::ReadRequest) -> Result<Fetched, Refusal> {
         let partition = partition_of(&request.document)?;
-        let answer = self.call(partition, |mut client| {
-            let request = self.request(request.clone());
+        let answer = self.call(partition, self.usual(), |mut client, max| {
+            let request = request_of(request.clone(), max);
             Box::pin(async move { client.read(request).await.map(Response::into_inner) })
         });
         let v1::ReadResponse { run, tip } = answer.await?;
@@ -270,8 +275,13 @@ impl Router {
     }
 
     /// Asks, and asks again until there is an answer, a refusal that is final, or no time left.
-    async fn call<T>(&self, partition: PartitionId, ask: impl Fn(Client) -> Asked<T>) -> Result<T, Refusal> {
-        let give_up = Instant::now() + self.config.retry_for;
+    async fn call<T>(
+        &self,
+        partition: PartitionId,
+        patience: Patience,
+        ask: impl Fn(Client, Duration) -> Asked<T>,
+    ) -> Result<T, Refusal> {
+        let give_up = Instant::now() + patience.all;
         let mut pause = self.config.pause_min;
         let mut hops = 0;
         let mut avoid: Option<Route> = None;
@@ -286,7 +296,8 @@ impl Router {
             let failed = match address {
                 None => Failed { refusal: refusal(Code::Unavailable), owner: None, unreachable: true },
                 Some(address) => {
-                    match self.attempt(partition, &route, give_up, ask(self.client(&address))).await {
+                    let max = patience.attempt.min(give_up.saturating_duration_since(Instant::now()));
+                    match self.attempt(partition, &route, max, ask(self.client(&address), max)).await {
                         Ok(answer) => return Ok(answer),
                         Err(failed) => failed,
                     }
@@ -327,13 +338,12 @@ impl Router {
         &self,
         partition: PartitionId,
         route: &Option<Route>,
-        give_up: Instant,
+        max: Duration,
         answer: Asked<T>,
     ) -> Result<T, Failed> {
-        let patience = self.config.attempt_max.min(give_up.saturating_duration_since(Instant::now()));
         tokio::select! {
             biased;
-            answer = timeout(patience, answer) => match answer {
+            answer = timeout(max, answer) => match answer {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(status)) => Err(Failed::of(&status)),
                 Err(_) => Err(Failed { refusal: refusal(Code::Timeout), owner: None, unreachable: true }),
@@ -361,11 +371,8 @@ impl Router {
         }
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.set_timeout(self.config.attempt_max);
-        telemetry::inject(request.metadata_mut());
-        request
+    fn usual(&self) -> Patience {
+        Patience { attempt: self.config.attempt_max, all: self.config.retry_for }
     }
 
     fn client(&self, address: &str) -> Client {
@@ -394,6 +401,20 @@ impl Router {
 const HOPS_MAX: u32 = 3;
 /// Pause between two rounds of questions to the seeds.
 const SEEDS_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long one attempt may take, and all of them.
+#[derive(Clone, Copy)]
+struct Patience {
+    attempt: Duration,
+    all: Duration,
+}
+
+fn request_of<T>(message: T, max: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(max);
+    telemetry::inject(request.metadata_mut());
+    request
+}
 
 /// Why an attempt had no answer.
 struct Failed {

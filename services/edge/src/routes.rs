@@ -57,11 +57,6 @@ impl Routes {
             *known = None;
         }
     }
-
-    /// Every owner's address that is known.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
-        self.by_partition.iter().flatten().map(|route| route.address.as_str())
-    }
 }
 
 #[cfg(test)]
@@ -90,7 +85,7 @@ mod tests {
         ] {
             assert!(!routes.learn(&nonsense));
         }
-        assert_eq!(routes.addresses().collect::<Vec<_>>(), ["http://b"]);
+        assert_eq!(routes.of(PartitionId(7)).unwrap().address, "http://b");
     }
 
     #[test]

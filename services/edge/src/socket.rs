@@ -25,6 +25,7 @@ use tracing::Instrument;
 use crate::auth::Verifier;
 use crate::config::Limits;
 use crate::fanout::{Fanout, Seat};
+use crate::lane::{Lane, Presenter};
 use crate::outgoing::{Goodbye, Metered, Outgoing};
 use crate::router::{OpenedDocument, Router};
 
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     pub(crate) verifier: Verifier,
     pub(crate) router: Arc<Router>,
     pub(crate) fanout: Fanout,
+    pub(crate) lane: Lane,
     session: EdgeConfig,
     websocket: WebSocketConfig,
     started: Instant,
@@ -55,7 +57,13 @@ pub(crate) struct Admitted {
 }
 
 impl Node {
-    pub(crate) fn new(limits: &Limits, verifier: Verifier, router: Arc<Router>, fanout: Fanout) -> Node {
+    pub(crate) fn new(
+        limits: &Limits,
+        verifier: Verifier,
+        router: Arc<Router>,
+        fanout: Fanout,
+        lane: Lane,
+    ) -> Node {
         let frame_bytes_max = limits.frame_bytes_max.bytes();
         let mut websocket = WebSocketConfig::default();
         // 4 KiB instead of 128: the buffer exists for every connection, however idle.
@@ -68,6 +76,7 @@ impl Node {
             verifier,
             router,
             fanout,
+            lane,
             session: limits.session(),
             websocket,
             started: Instant::now(),
@@ -107,7 +116,7 @@ where
     let mut leave = node.leave.subscribe();
     let mut leaving = false;
     let mut session = Session::new(node, grant, workspace, inbox);
-    let mut batch = Vec::with_capacity(BATCH_MAX);
+    let mut batch = Vec::new();
 
     let goodbye = loop {
         let deadline = session.deadline();
@@ -205,6 +214,8 @@ struct Session {
     machine: Edge,
     /// The documents that are open, each with its place in the fan-out.
     seats: BTreeMap<ChannelId, Arc<Seat>>,
+    /// Those that the owner has answered for, each with its place in the lane of presence.
+    presenters: BTreeMap<ChannelId, Presenter>,
     /// Questions to owners. They end with the session.
     answers: JoinSet<Answer>,
     inbox: mpsc::Sender<Input>,
@@ -235,6 +246,7 @@ impl Session {
             id,
             machine,
             seats: BTreeMap::new(),
+            presenters: BTreeMap::new(),
             answers: JoinSet::new(),
             inbox,
             effects: Vec::new(),
@@ -270,6 +282,9 @@ impl Session {
             && let Some(seat) = self.seats.get(&channel)
         {
             seat.start(position, epoch);
+            let document = seat.document().clone();
+            let presenter = self.node.lane.join(&self.id, document, channel, self.inbox.clone());
+            self.presenters.insert(channel, presenter);
         }
     }
 
@@ -307,16 +322,17 @@ impl Session {
             }
             Effect::Fetch { channel, incarnation, after, .. } => self.fetch(channel, incarnation, after),
             Effect::Leave { channel, .. } => {
+                self.presenters.remove(&channel);
                 self.seats.remove(&channel);
             }
             Effect::SetPresence { channel, peer, .. } => {
-                if let Some(seat) = self.seats.get(&channel) {
-                    seat.show(peer);
+                if let Some(presenter) = self.presenters.get(&channel) {
+                    presenter.show(peer);
                 }
             }
             Effect::ClearPresence { channel, .. } => {
-                if let Some(seat) = self.seats.get(&channel) {
-                    seat.hide();
+                if let Some(presenter) = self.presenters.get(&channel) {
+                    presenter.hide();
                 }
             }
             Effect::VerifyToken(token) => {

@@ -1,0 +1,13 @@
+//! The edge over real sockets, against document nodes in the same process that do what they are told.
+
+// The exemption for tests covers test functions only, not what they share.
+#![allow(clippy::unwrap_used)]
+
+mod documents;
+mod drain;
+mod fanout;
+mod handshake;
+mod presence;
+mod redaction;
+mod running;
+mod session;
