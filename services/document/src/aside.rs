@@ -36,17 +36,21 @@ impl Aside {
         Aside { shared, partition }
     }
 
-    /// Replays a document's log. A name without a log is a new document, whose incarnation is drawn here and
-    /// becomes fixed by its first entry.
-    pub(crate) async fn load(self, document: DocumentName) -> Done {
-        let loaded = self.replay(&document).await;
+    /// Replays a document's log. A name without a log is a new document, whose incarnation is drawn here, unless
+    /// it was `drawn` before, and becomes fixed by its first entry.
+    pub(crate) async fn load(self, document: DocumentName, drawn: Option<Incarnation>) -> Done {
+        let loaded = self.replay(&document, drawn).await;
         if let Err(refused) = &loaded {
             tracing::error!(%document, code = %refused.code, why = refused.message, "a document was not loaded");
         }
         Done::Loaded(document, loaded)
     }
 
-    async fn replay(&self, name: &DocumentName) -> Result<Box<Resident>, Refused> {
+    async fn replay(
+        &self,
+        name: &DocumentName,
+        drawn: Option<Incarnation>,
+    ) -> Result<Box<Resident>, Refused> {
         let _turn = self.shared.loads.acquire().await.map_err(|_| Refused::from(Code::ShuttingDown))?;
         let started = tokio::time::Instant::now();
         let limits = Limits {
@@ -56,7 +60,7 @@ impl Aside {
             ..Limits::default()
         };
         let Some(record) = self.shared.log.document(name).await.map_err(unreadable)? else {
-            let incarnation = Incarnation(rand::random_range(1..=u64::MAX));
+            let incarnation = drawn.unwrap_or_else(|| Incarnation(rand::random_range(1..=u64::MAX)));
             let record = DocumentRecord { name: name.clone(), incarnation, strategy: Strategy::default() };
             return Ok(Box::new(Resident::new(record, limits)));
         };

@@ -8,11 +8,13 @@
 //!
 //! The files in the order of an op: `grpc.rs` reads the request, `node.rs` finds the partition's mailbox,
 //! `writer.rs` takes it out again, `residency.rs` says whether the document is in memory, `partition.rs`
-//! admits and releases, with what `resident.rs` knows about the one document.
+//! admits and releases, with what `resident.rs` knows about the one document; `aside.rs` reads from the log
+//! meanwhile. `keeper.rs` starts and ends writers as `ownership.rs` says.
 
 mod aside;
 mod config;
 mod grpc;
+mod keeper;
 mod mailbox;
 mod node;
 pub mod ownership;

@@ -346,9 +346,20 @@ impl<T> Admitted<T> {
         self.let_out()
     }
 
-    /// The answers, when nothing has to be made durable for them; else the same again.
-    pub fn settle(self) -> Result<Released<T>, Admitted<T>> {
-        if self.batch.entries.is_empty() { Ok(self.let_out()) } else { Err(self) }
+    /// Whether there is something to append first.
+    #[must_use]
+    pub fn needs_append(&self) -> bool {
+        !self.batch.entries.is_empty()
+    }
+
+    /// The answers, when nothing has to be made durable for them: everything that they say is durable was so
+    /// before.
+    ///
+    /// # Panics
+    /// When there is something to append.
+    pub fn settle(self) -> Released<T> {
+        assert!(!self.needs_append(), "nothing is let out before its append");
+        self.let_out()
     }
 
     fn let_out(self) -> Released<T> {

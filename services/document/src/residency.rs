@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_document_is_loaded_once_and_those_who_wait_keep_their_order() {
-        let mut residency = Residency::new(3);
+        let mut residency = Residency::new(4);
         let a = name("a");
         assert_eq!(residency.arrive(seconds(0), &a, 1), Arrival::Load);
         assert_eq!(residency.arrive(seconds(0), &a, 2), Arrival::Waits);

@@ -4,40 +4,34 @@
 //! and a busy one many. Opens and reads are answered between appends and so never see what is not durable.
 //! Everything that takes long and is not the append, reading from the log above all, runs beside the loop.
 
-use std::collections::BTreeSet;
+mod house;
+mod questions;
+
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use manyhands_bus::{Message, Topic};
-use manyhands_crdt::ChangeRef;
+use manyhands_crdt::{Applied, ChangeRef, Refusal};
 use manyhands_history::{Appended, Lease};
 use manyhands_process::telemetry;
-use manyhands_proto::{Code, DocumentName, Offset, Position, v1};
+use manyhands_proto::{DocumentName, Incarnation, Offset, v1};
 use prost::Message as _;
 use tracing::{Instrument, Span};
 
 use crate::aside::Aside;
-use crate::grpc::PART_BYTES;
-use crate::mailbox::{Asked, Done, Mailbox, Ticket, Turn, overloaded};
+use crate::mailbox::{Asked, Done, Mailbox, Ticket, Turn};
 use crate::node::{Clock, Shared, Term};
 use crate::partition::{Admitted, Delta, Partition, Released, RequestLimits};
-use crate::request::{Open, Opened, Read, Refused, Scope, Submit, Submitted, wire_position};
-use crate::residency::{Arrival, Residency};
-use crate::resident::{Opening, Outcome};
+use crate::request::{Submit, Submitted};
+use crate::residency::Residency;
+use crate::resident::Outcome;
 use crate::tips::Tips;
 
-/// How far what is noted as published may lag behind, in time and in entries.
+/// How long what is noted as published may lag behind.
 const NOTE_AFTER: Duration = Duration::from_secs(1);
-const NOTE_ENTRIES: u64 = 1000;
-/// How often documents are looked through for idle ones.
-const SWEEP: Duration = Duration::from_secs(5);
-/// Tasks that one partition has at the same time; who needs another is told to come back.
-const TASKS_MAX: usize = 256;
-/// Positions in one announcement.
-const TIPS_MAX: usize = 256;
 
 /// What the loop of one partition owns.
 pub(crate) struct Writer {
@@ -50,6 +44,9 @@ pub(crate) struct Writer {
     residency: Residency<Asked>,
     aside: Aside,
     tips: Tips,
+    /// Incarnations that were drawn for documents that have no entry and left memory: whoever opened one may
+    /// still write to it.
+    drawn: BTreeMap<DocumentName, Incarnation>,
     published: Published,
     sweep_at: Duration,
     /// What this partition has added to the node's count of bytes in memory.
@@ -59,6 +56,7 @@ pub(crate) struct Writer {
 
 /// How far the bus has been told, and how far the log knows of that.
 struct Published {
+    told: Offset,
     noted: Offset,
     due: Option<Duration>,
     /// Before the first note, what an earlier owner left is announced.
@@ -71,7 +69,7 @@ impl Writer {
         let limits =
             RequestLimits { changes_max: limits.submit_changes_max, bytes_max: limits.submit_bytes_max };
         let partition = Partition::new(lease.partition(), lease.epoch(), lease.head(), limits, shared.apply);
-        let published = Published { noted: lease.published(), due: None, busy: false };
+        let published = Published { told: lease.head(), noted: lease.published(), due: None, busy: false };
         Writer {
             residency: Residency::new(shared.config.memory.waiting_max),
             aside: Aside::new(shared.clone(), lease.partition()),
@@ -81,6 +79,7 @@ impl Writer {
             mailbox,
             partition,
             tips: Tips::default(),
+            drawn: BTreeMap::new(),
             published,
             sweep_at: Duration::ZERO,
             counted_bytes: 0,
@@ -99,12 +98,11 @@ impl Writer {
             let (changes, questions) = self.sort(turn);
             let mut admitted = self.admit(changes);
             self.look_up(&mut admitted);
-            let released = match admitted.settle() {
-                Ok(released) => released,
-                Err(admitted) => match self.append(&admitted).await {
-                    Some(appended) => admitted.release(appended),
-                    None => break,
-                },
+            let released = if admitted.needs_append() {
+                let Some(appended) = self.append(&admitted).await else { break };
+                admitted.release(appended)
+            } else {
+                admitted.settle()
             };
             self.send(released);
             self.answer(questions);
@@ -167,6 +165,8 @@ impl Writer {
                 self.publish_delta(delta);
             }
         });
+        // Between release and the next admission, memory is what is durable.
+        self.published.told = self.partition.head();
         self.published.due.get_or_insert(now + NOTE_AFTER);
     }
 
@@ -215,213 +215,107 @@ impl Writer {
         }
         (changes, questions)
     }
-
-    /// Gives back a request whose document is in memory; has the document loaded for the others.
-    fn arrive(&mut self, asked: Asked) -> Option<Asked> {
-        let document = asked.document().clone();
-        match self.residency.arrive(self.shared.clock.now(), &document, asked) {
-            Arrival::Resident(asked) => return Some(asked),
-            Arrival::Waits => {}
-            Arrival::Full(asked) => asked.refuse(overloaded()),
-            Arrival::Load if self.is_busy() => {
-                for asked in self.residency.forget(&document) {
-                    asked.refuse(overloaded());
-                }
-            }
-            Arrival::Load => {
-                let aside = self.aside.clone();
-                self.mailbox.tasks.spawn(async move { aside.load(document).await });
-            }
-        }
-        None
-    }
-
-    fn is_busy(&self) -> bool {
-        self.mailbox.tasks.len() >= TASKS_MAX
-    }
-
-    /// Asks the log about changes that are older than memory remembers.
-    fn look_up(&mut self, admitted: &mut Admitted<Ticket<Submitted>>) {
-        for (submit, counters) in admitted.take_lookups() {
-            if self.is_busy() {
-                submit.ticket.answer(Err(overloaded()));
-                continue;
-            }
-            let aside = self.aside.clone();
-            self.mailbox.tasks.spawn(async move { aside.look_up(submit, counters).await });
-        }
-    }
-
-    /// Answers what asks for durable state, of which memory now holds nothing else.
-    fn answer(&mut self, questions: Vec<Asked>) {
-        for asked in questions {
-            match self.arrive(asked) {
-                Some(Asked::Open(open, ticket)) => self.answer_open(open, ticket),
-                Some(Asked::Read(read, ticket)) => self.answer_read(&read, ticket),
-                Some(Asked::Submit(_)) | None => {}
-            }
-        }
-    }
-
-    fn answer_open(&mut self, open: Open, ticket: Ticket<Opened>) {
-        let Open { document: name, replica, have, grant } = open;
-        if let Err(refused) = grant.check(Clock::unix_ms(), &name, Scope::Read) {
-            return ticket.answer(Err(refused));
-        }
-        let Some(document) = self.partition.document_mut(&name) else {
-            return ticket.answer(Err(Refused::later(Code::Unavailable, 100)));
-        };
-        let owner = replica.and_then(|replica| document.subject(replica));
-        if owner.is_some_and(|subject| subject != grant.subject) {
-            return ticket.answer(Err(Refused::from(Code::ReplicaTaken)));
-        }
-        let opening = document.open(self.lease.epoch(), replica, have, PART_BYTES);
-        self.resize(&name);
-        match opening {
-            Opening::Ready(opened) => ticket.answer(Ok(opened)),
-            Opening::FromLog(_) if self.is_busy() => ticket.answer(Err(overloaded())),
-            Opening::FromLog(tail) => {
-                let aside = self.aside.clone();
-                self.mailbox.tasks.spawn(async move { aside.open(tail, ticket).await });
-            }
-        }
-    }
-
-    fn answer_read(&mut self, read: &Read, ticket: Ticket<(v1::EntryRun, Position)>) {
-        if let Err(refused) = read.grant.check(Clock::unix_ms(), &read.document, Scope::Read) {
-            return ticket.answer(Err(refused));
-        }
-        let Some(document) = self.partition.document(&read.document) else {
-            return ticket.answer(Err(Refused::later(Code::Unavailable, 100)));
-        };
-        let tip = document.position();
-        if read.incarnation != tip.incarnation || read.after > tip.seq {
-            return ticket.answer(Err(Refused::from(Code::HistoryReset)));
-        }
-        match document.recent_after(read.after, read.bytes_max, true) {
-            Some(runs) => ticket.answer(Ok((runs.into_iter().next().unwrap_or_default(), tip))),
-            None if self.is_busy() => ticket.answer(Err(overloaded())),
-            None => {
-                let (aside, indices) = (self.aside.clone(), document.indices());
-                let (after, bytes_max) = (read.after, read.bytes_max);
-                self.mailbox
-                    .tasks
-                    .spawn(async move { aside.read(after, bytes_max, tip, indices, ticket).await });
-            }
-        }
-    }
-
-    /// When the loop has something to do though nobody asks.
-    fn wake(&self) -> Option<tokio::time::Instant> {
-        let published = self.published.due.filter(|_| !self.published.busy);
-        let sweep = (!self.residency.is_empty()).then_some(self.sweep_at);
-        let wake = [self.tips.deadline(), published, sweep].into_iter().flatten().min();
-        wake.map(|at| self.shared.clock.instant(at))
-    }
-
-    fn keep_house(&mut self) {
-        let now = self.shared.clock.now();
-        let due = self.tips.due(now);
-        self.announce(&due);
-        self.note_published(now);
-        if now >= self.sweep_at {
-            self.sweep_at = now + SWEEP;
-            self.evict(now);
-        }
-        self.count();
-    }
-
-    fn announce(&self, documents: &BTreeSet<DocumentName>) {
-        let tips: Vec<v1::Position> = documents
-            .iter()
-            .filter_map(|name| self.partition.document(name))
-            .map(|document| wire_position(&document.position()))
-            .collect();
-        for tips in tips.chunks(TIPS_MAX) {
-            let tips = v1::BusTips { epoch: self.lease.epoch().0, tips: tips.to_vec() };
-            self.publish(v1::bus_message::Message::Tips(tips), None);
-        }
-    }
-
-    fn note_published(&mut self, now: Duration) {
-        let head = self.partition.head();
-        let due = self.published.due.is_some_and(|due| due <= now);
-        let many = head.0 >= self.published.noted.0 + NOTE_ENTRIES;
-        if self.published.busy || !(due || many) {
-            return;
-        }
-        self.published = Published { noted: head, due: None, busy: true };
-        let (log, lease) = (self.shared.log.clone(), self.lease.clone());
-        self.mailbox.tasks.spawn(async move {
-            if let Err(error) = log.published(&lease, head).await {
-                tracing::debug!(%error, "what was published is not noted; the next note says it");
-            }
-            Done::Noted
-        });
-    }
-
-    /// Announces the documents of the entries that the owner before may not have published: the edges that
-    /// have them open fetch what they miss.
-    fn republish(&mut self) {
-        if self.lease.published() < self.lease.head() {
-            self.published.busy = true;
-            self.published.due = Some(self.shared.clock.now());
-            let (aside, lease) = (self.aside.clone(), self.lease.clone());
-            self.mailbox.tasks.spawn(async move { aside.republish(lease).await });
-        }
-    }
-
-    fn resize(&mut self, name: &DocumentName) {
-        if let Some(document) = self.partition.document(name) {
-            self.residency.resized(name, document.bytes());
-        }
-    }
-
-    /// Drops idle documents, and while the node holds too much, the least recently used.
-    fn evict(&mut self, now: Duration) {
-        let memory = &self.shared.config.memory;
-        let excess = self.shared.resident_bytes.load(Ordering::Relaxed).saturating_sub(memory.bytes_max);
-        for document in self.residency.evict(now.saturating_sub(memory.idle), excess) {
-            self.partition.remove(&document);
-        }
-    }
-
-    /// Keeps the node's sums of what is in memory.
-    fn count(&mut self) {
-        let (bytes, documents) = (self.residency.bytes(), self.residency.len());
-        let add = |sum: &std::sync::atomic::AtomicUsize, counted: &mut usize, now: usize| {
-            sum.fetch_add(now.wrapping_sub(*counted), Ordering::Relaxed);
-            *counted = now;
-        };
-        add(&self.shared.resident_bytes, &mut self.counted_bytes, bytes);
-        add(&self.shared.resident_documents, &mut self.counted_documents, documents);
-        if self.shared.resident_bytes.load(Ordering::Relaxed) > self.shared.config.memory.bytes_max {
-            self.sweep_at = self.shared.clock.now().min(self.sweep_at);
-        }
-    }
-
-    async fn end(self) {
-        let head = self.partition.head();
-        // A stop in good order leaves nothing to republish; one without the lease is refused, and no matter.
-        if head > self.published.noted && !self.term.is_over() {
-            let _lost = self.shared.log.published(&self.lease, head).await;
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.shared.resident_bytes.fetch_sub(self.counted_bytes, Ordering::Relaxed);
-        self.shared.resident_documents.fetch_sub(self.counted_documents, Ordering::Relaxed);
-    }
 }
 
 /// Applies a change and turns a panic into an outcome, so that it costs one document its place in memory and
 /// nobody anything else.
 pub(crate) fn apply(state: &mut manyhands_crdt::Document, change: ChangeRef<'_>) -> Outcome {
-    match catch_unwind(AssertUnwindSafe(|| state.apply(change))) {
+    guarded(|| state.apply(change))
+}
+
+fn guarded(merge: impl FnOnce() -> Result<Applied, Refusal>) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(merge)) {
         Ok(Ok(applied)) => Outcome::Applied(applied),
         Ok(Err(refusal)) => Outcome::Refused(refusal),
         Err(_) => Outcome::Panicked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use manyhands_bus::{Limits, LocalBus};
+    use manyhands_crdt::{Document as State, PushWriter, ReplicaId};
+    use manyhands_history::MemoryLog;
+    use manyhands_proto::{Code, Seq};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::node::Node;
+    use crate::request::{Grant, Open, Opened};
+
+    /// Merging, with a fault planted in it.
+    fn breakable(state: &mut State, change: ChangeRef<'_>) -> Outcome {
+        guarded(|| {
+            assert!(!change.body.windows(6).any(|bytes| bytes == b"BREAK!"), "planted");
+            state.apply(change)
+        })
+    }
+
+    fn submit(incarnation: Incarnation, replica: u64, texts: &[&str]) -> Submit<()> {
+        let mut state = State::new();
+        let mut push = PushWriter::new();
+        for text in texts {
+            let mut edit = state.edit(ReplicaId(replica));
+            edit.insert("page", 0, text).unwrap();
+            push.push(0, &edit.commit(0).unwrap().body);
+        }
+        Submit {
+            document: DocumentName::from_str("demo").unwrap(),
+            incarnation,
+            replica: ReplicaId(replica),
+            first_counter: 0,
+            count: push.count(),
+            changes: Bytes::from(push.finish()),
+            grant: grant(),
+            trace: None,
+            known: Vec::new(),
+            ticket: (),
+        }
+    }
+
+    fn grant() -> Grant {
+        Grant {
+            subject: "ann".to_owned(),
+            scopes: vec!["write".to_owned()],
+            workspaces: vec!["*".to_owned()],
+            expires_at_ms: u64::MAX,
+        }
+    }
+
+    async fn open(node: &Node) -> Opened {
+        let document = DocumentName::from_str("demo").unwrap();
+        let asked = || Open { document: document.clone(), replica: None, have: None, grant: grant() };
+        loop {
+            match node.ask(&document, |ticket| Asked::Open(asked(), ticket)).await {
+                Ok(opened) => return opened,
+                Err(refused) => assert_eq!(refused.code, Code::NotOwner),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_that_panics_is_refused_and_everything_else_goes_on() {
+        let log = Arc::new(MemoryLog::new());
+        let bus = Arc::new(LocalBus::new(Limits::default()));
+        let node = Arc::new(Node::new(Config::default(), log, bus, breakable));
+        let running = node.clone();
+        let running = tokio::spawn(async move {
+            running.run(String::new(), None, std::future::pending()).await;
+        });
+        let position = open(&node).await.header.position.unwrap();
+        let incarnation = Incarnation(position.incarnation);
+
+        let poison = node.submit(submit(incarnation, 9, &["fine", "BREAK!"])).await.unwrap();
+        let rejection = poison.rejection.unwrap();
+        assert_eq!((poison.next_counter, rejection.counter, rejection.code), (4, 4, Code::Internal));
+        // The document comes back from the log, with what was good and without the rest.
+        let opened = open(&node).await;
+        assert_eq!(State::decode(&opened.state).unwrap().text("page").unwrap().to_string(), "fine");
+        let answer = node.submit(submit(incarnation, 8, &["on"])).await.unwrap();
+        assert_eq!(answer, Submitted { next_counter: 2, seq: Seq(2), rejection: None });
+        running.abort();
     }
 }

@@ -1,5 +1,7 @@
 //! A cluster in one process: nodes over one log and one bus, authors who write through them as an edge would.
 
+mod frozen;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,8 @@ use prost::Message as _;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::{Request, Status};
+
+pub(crate) use frozen::{Door, Frozen};
 
 /// How long a test waits for something that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,7 +57,12 @@ impl World {
     }
 
     pub(crate) fn start(&mut self, config: Config) -> usize {
-        let document = build(config, self.log.clone(), self.bus.clone()).unwrap();
+        self.start_over(config, self.log.clone())
+    }
+
+    /// A node that sees the log in its own way.
+    pub(crate) fn start_over(&mut self, config: Config, log: SharedLog) -> usize {
+        let document = build(config, log, self.bus.clone()).unwrap();
         let server = document.server();
         let (shutdown, asked) = oneshot::channel::<()>();
         let running = tokio::spawn(document.run_in_process(async {
@@ -106,6 +115,16 @@ impl World {
     pub(crate) async fn read(&self, request: &v1::ReadRequest) -> Result<v1::ReadResponse, Status> {
         let call = |server: Server| async move { server.read(Request::new(request.clone())).await };
         Ok(self.call(call).await?.into_inner())
+    }
+
+    /// Waits until this node owns the document.
+    pub(crate) async fn owns(&self, node: usize, document: &str) {
+        let owns = async {
+            while open(&self.nodes[node].server, open_request(document)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, owns).await.expect("the node owns the document in time");
     }
 
     /// Everything that the log has of a document.
