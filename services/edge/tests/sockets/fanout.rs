@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use manyhands_bus::{LocalBus, Message, SharedBus, Topic};
+use manyhands_bus::{DeltaBus, LocalBus, Message, SharedBus, Subscription, Topic, Unavailable};
 use manyhands_proto::v1::server_frame::Frame as ServerFrame;
 use manyhands_proto::{Code, PartitionId, v1};
 use prost::Message as _;
@@ -199,4 +199,38 @@ async fn a_new_edge_goes_on_where_a_lost_one_was() {
         after.find(|frame| if let ServerFrame::Opened(opened) = frame { Some(opened) } else { None }).await;
     assert_eq!((opened.recovery(), opened.next_counter), (v1::Recovery::Tail, 1));
     assert_eq!(&after.delta().await.entries[..], b"two");
+}
+
+/// A bus whose server is away.
+struct Away;
+
+#[tonic::async_trait]
+impl DeltaBus for Away {
+    fn publish(&self, _: Topic, _: Message) {}
+
+    async fn subscribe(&self, _: Topic) -> Result<Box<dyn Subscription>, Unavailable> {
+        Err(Unavailable("the server is away".to_owned()))
+    }
+
+    fn is_connected(&self) -> bool {
+        false
+    }
+}
+
+// enforces: I-8
+#[tokio::test]
+async fn without_a_bus_everything_still_arrives_later() {
+    let bus: SharedBus = Arc::new(Away);
+    let documents = Documents::new(Arc::clone(&bus));
+    let running = start_with(config(), bus, [("http://one", documents)]).await;
+    let mut writer = running.greet("write").await;
+    let mut reader = running.greet("read").await;
+    writer.open(1, "demo", 3).await;
+    reader.open(1, "demo", 0).await;
+    for counter in 0..3 {
+        writer.push(1, counter, b"slowly").await;
+        assert_eq!(writer.ack().await.next_counter, counter + 1);
+    }
+    expect_seqs(&mut writer, 1..=3).await;
+    expect_seqs(&mut reader, 1..=3).await;
 }

@@ -1,10 +1,15 @@
 //! Who sees whom.
 
+use std::sync::Arc;
+
+use manyhands_bus::{LocalBus, SharedBus};
+use manyhands_edge::presence::{LocalPresence, Presence};
 use manyhands_proto::v1;
 use manyhands_proto::v1::client_frame::Frame as ClientFrame;
 use manyhands_proto::v1::server_frame::Frame as ServerFrame;
 
-use crate::running::{Client, config, start};
+use crate::documents::Documents;
+use crate::running::{Client, config, start, start_beside};
 
 async fn show(client: &mut Client, data: &str) {
     let data = data.to_owned().into();
@@ -41,5 +46,36 @@ async fn presence_reaches_the_others_with_the_name_of_the_token() {
     for client in [&mut bea, &mut cleo] {
         let gone = told(client).await;
         assert_eq!(gone.left, std::slice::from_ref(&session));
+    }
+}
+
+#[tokio::test]
+async fn sessions_of_two_edges_see_each_other() {
+    let bus: SharedBus = Arc::new(LocalBus::new(manyhands_bus::Limits::default()));
+    let documents = Documents::new(Arc::clone(&bus));
+    let store = Arc::new(LocalPresence::default());
+    let edge = async || {
+        let nodes = [("http://one", documents.clone())];
+        start_beside(config(), Arc::clone(&bus), nodes, Arc::clone(&store) as Arc<dyn Presence>).await
+    };
+    let (one, two) = (edge().await, edge().await);
+    let mut ada = one.greet("read").await;
+    ada.open(1, "demo", 0).await;
+    let mut bea = two.greet("read").await;
+    bea.open(1, "demo", 0).await;
+    assert!(told(&mut ada).await.full && told(&mut bea).await.full);
+    show(&mut ada, r#""by the bus""#).await;
+    assert_eq!(&told(&mut bea).await.peers[0].data[..], br#""by the bus""#);
+
+    // One who comes later to the other edge: the bus is silent, the store knows.
+    drop(bea);
+    let mut cleo = two.greet("read").await;
+    cleo.open(1, "demo", 0).await;
+    loop {
+        let update = told(&mut cleo).await;
+        if let [peer] = &update.peers[..] {
+            assert_eq!(&peer.data[..], br#""by the bus""#);
+            break;
+        }
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use manyhands_bus::{LocalBus, SharedBus};
+use manyhands_edge::presence::{LocalPresence, Presence};
 use manyhands_edge::{Config, Surroundings, channel};
 use manyhands_process::health::Health;
 use manyhands_process::shutdown::Shutdown;
@@ -63,6 +64,16 @@ pub(crate) async fn start_with<const N: usize>(
     bus: SharedBus,
     nodes: [(&'static str, Documents); N],
 ) -> Running {
+    start_beside(config, bus, nodes, Arc::new(LocalPresence::default())).await
+}
+
+/// The same with a presence store that other edges use too.
+pub(crate) async fn start_beside<const N: usize>(
+    config: Config,
+    bus: SharedBus,
+    nodes: [(&'static str, Documents); N],
+    presence: Arc<dyn Presence>,
+) -> Running {
     let documents = nodes[0].1.clone();
     let nodes: BTreeMap<_, _> = nodes.into_iter().collect();
     let nowhere = Documents::new(Arc::clone(&bus));
@@ -80,7 +91,7 @@ pub(crate) async fn start_with<const N: usize>(
         health: health.clone(),
         metrics: Metrics::detached(),
     };
-    let edge = manyhands_edge::build(config, surroundings).await.unwrap();
+    let edge = manyhands_edge::build_with(config, surroundings, presence).await.unwrap();
     let address = edge.address();
     let shutdown = Shutdown::new(Duration::from_secs(30));
     let task = tokio::spawn(edge.run(shutdown.clone()));
