@@ -24,6 +24,7 @@
 mod body;
 mod change;
 mod check;
+mod columns;
 mod document;
 mod edit;
 mod error;

@@ -2,10 +2,10 @@
 
 use crate::body::NAME_BYTES_MAX;
 use crate::change::truncate;
+use crate::columns;
 use crate::document::{Document, Limits, ReplicaState};
 use crate::error::{Flaw, Malformed};
-use crate::id::{COUNTER_MAX, Hash, Id, ReplicaId};
-use crate::sequence::Run;
+use crate::id::{COUNTER_MAX, Hash, ReplicaId};
 use crate::wire::{Reader, put_varint};
 
 const MAGIC: &[u8; 4] = b"mhd\x01";
@@ -28,21 +28,7 @@ impl Document {
         for (text, name) in self.names.iter().enumerate() {
             put_varint(&mut out, name.len() as u64);
             out.extend_from_slice(name.as_bytes());
-            let mut runs = 0u64;
-            let mut rows = Vec::new();
-            self.sequences.runs(text as u32, &mut |run| {
-                runs += 1;
-                put_id(&mut rows, run.id);
-                put_varint(&mut rows, u64::from(run.len) << 1 | u64::from(run.deleted));
-                put_id(&mut rows, run.left);
-                put_id(&mut rows, run.right);
-                if !run.deleted {
-                    put_varint(&mut rows, run.text.len() as u64);
-                    rows.extend_from_slice(run.text.as_bytes());
-                }
-            });
-            put_varint(&mut out, runs);
-            out.extend_from_slice(&rows);
+            columns::write(&mut out, &self.sequences, text as u32);
         }
         let sum = truncate(blake3::hash(&out));
         out.extend_from_slice(&sum);
@@ -121,34 +107,18 @@ impl Document {
             return reader.fail(Flaw::ContainerName);
         }
         let text = self.text_or_new(name);
-        let runs = reader.bounded(reader.rest() as u64)?;
-        for _ in 0..runs {
-            let Some(id) = self.read_id(reader)? else { return reader.fail(Flaw::Inconsistent) };
-            let head = reader.bounded(COUNTER_MAX << 1)?;
-            let (len, deleted) = ((head >> 1) as u32, head & 1 == 1);
-            let left = self.read_id(reader)?.unwrap_or(Id::NONE);
-            let right = self.read_id(reader)?.unwrap_or(Id::NONE);
-            let text_bytes = if deleted { 0 } else { reader.bounded(reader.rest() as u64)? as usize };
-            let content = reader.str(text_bytes)?;
-            let fits = u64::from(id.counter) + u64::from(len)
-                <= u64::from(self.replicas[id.client as usize].next)
-                && len > 0
-                && (deleted || content.chars().count() == len as usize)
-                && self.sequences.elements() + len as usize <= self.limits.doubled().elements_max;
-            if !fits {
+        let rows = columns::read(reader, self.replicas.len() as u32)?;
+        for run in rows {
+            let known = self.replicas[run.id.client as usize].next;
+            let elements = self.sequences.elements() + run.len as usize;
+            if run.id.counter.checked_add(run.len).is_none_or(|end| end > known)
+                || elements > self.limits.doubled().elements_max
+            {
                 return reader.fail(Flaw::Inconsistent);
             }
-            self.sequences.append(text, Run { id, len, left, right, deleted, text: content });
+            self.sequences.append(text, run);
         }
         Ok(())
-    }
-
-    fn read_id(&self, reader: &mut Reader<'_>) -> Result<Option<Id>, Malformed> {
-        let client = reader.bounded(self.replicas.len() as u64)?;
-        if client == 0 {
-            return Ok(None);
-        }
-        Ok(Some(Id::new(client as u32 - 1, reader.bounded(COUNTER_MAX)? as u32)))
     }
 
     /// Every origin must be an element of the same text.
@@ -198,14 +168,5 @@ impl Document {
             hasher.update(&[0; 8]);
         }
         truncate(hasher.finalize())
-    }
-}
-
-fn put_id(out: &mut Vec<u8>, id: Id) {
-    if id.is_none() {
-        put_varint(out, 0);
-    } else {
-        put_varint(out, u64::from(id.client) + 1);
-        put_varint(out, u64::from(id.counter));
     }
 }

@@ -101,6 +101,13 @@ impl<'a> Reader<'a> {
         Ok(slice)
     }
 
+    /// A reader of the next `n` bytes alone, with the same offsets.
+    pub(crate) fn part(&mut self, n: usize) -> Result<Reader<'a>, Malformed> {
+        let at = self.at;
+        self.take(n)?;
+        Ok(Reader { bytes: &self.bytes[..self.at], at })
+    }
+
     pub(crate) fn u64(&mut self) -> Result<u64, Malformed> {
         let bytes = self.take(8)?;
         Ok(u64::from_le_bytes(bytes.try_into().expect("take returned 8 bytes")))
