@@ -237,8 +237,9 @@ mod tests {
 
     use manyhands_bus::{Limits, LocalBus};
     use manyhands_crdt::{Document as State, PushWriter, ReplicaId};
-    use manyhands_history::MemoryLog;
-    use manyhands_proto::{Code, Seq};
+    use manyhands_history::{EventLog, Member, MemoryLog};
+    use manyhands_proto::{Code, NodeId, PartitionId, Seq};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::config::Config;
@@ -317,5 +318,30 @@ mod tests {
         let answer = node.submit(submit(incarnation, 8, &["on"])).await.unwrap();
         assert_eq!(answer, Submitted { next_counter: 2, seq: Seq(2), rejection: None });
         running.abort();
+    }
+
+    /// As after a pause: the loop wakes up before anybody could tell it to end.
+    // enforces: I-2
+    #[tokio::test]
+    async fn a_writer_whose_lease_ran_out_answers_nothing() {
+        let document = DocumentName::from_str("demo").unwrap();
+        let partition = PartitionId::of(&document);
+        let member = Member { node: NodeId("a".to_owned()), address: String::new() };
+        let log = Arc::new(MemoryLog::new());
+        let leases = log.claim(&member, &[partition], Duration::from_secs(60)).await.unwrap();
+        let bus = Arc::new(LocalBus::new(Limits::default()));
+        let shared = Node::new(Config::default(), log, bus, apply).shared;
+        for (term, answered) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+            let (mailbox, batch) = (&shared.config.mailbox, shared.config.batch.clone());
+            let (desk, mailbox) = Mailbox::new(mailbox, batch, CancellationToken::new());
+            let open = Open { document: document.clone(), replica: None, have: None, grant: grant() };
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            desk.put(Asked::Open(open, Ticket::new(reply, None))).unwrap();
+            let term = Term::new(shared.clock, term);
+            let writer = Writer::new(shared.clone(), leases[0].clone(), term, mailbox);
+            let running = tokio::spawn(writer.run());
+            assert_eq!(answer.await.is_ok(), answered);
+            running.abort();
+        }
     }
 }
