@@ -38,7 +38,7 @@ use crate::http::Face;
 use crate::lane::Lane;
 pub use crate::origin::InvalidOrigin;
 use crate::origin::Origins;
-use crate::presence::{LocalPresence, Presence};
+use crate::presence::Presence;
 use crate::router::Router;
 pub use crate::router::{Connector, DocumentChannel, Unreachable, channel, connect};
 use crate::socket::Node;
@@ -48,6 +48,8 @@ use crate::socket::Node;
 pub struct Surroundings {
     /// Brings the deltas.
     pub bus: SharedBus,
+    /// Who is where, for every edge that shares it.
+    pub presence: Arc<dyn Presence>,
     /// Makes the way to a document node: [`connect`] in a cluster, the server object itself in one process.
     pub connector: Connector,
     /// Where the edge says whether it is ready.
@@ -87,25 +89,12 @@ pub struct Edge {
     ready: Check,
 }
 
-/// Makes an edge and takes its port. Connections wait until it runs. Presence is kept in this process: enough
-/// for one edge. Several share a store through [`build_with`].
-///
-/// # Errors
-/// As [`build_with`].
-pub async fn build(config: Config, surroundings: Surroundings) -> Result<Edge, Error> {
-    build_with(config, surroundings, Arc::new(LocalPresence::default())).await
-}
-
-/// [`build`] with a presence store that other edges use too.
+/// Makes an edge and takes its port. Connections wait until it runs.
 ///
 /// # Errors
 /// What in the configuration cannot be used, or the port.
-pub async fn build_with(
-    config: Config,
-    surroundings: Surroundings,
-    presence: Arc<dyn Presence>,
-) -> Result<Edge, Error> {
-    let Surroundings { bus, connector, health, metrics } = surroundings;
+pub async fn build(config: Config, surroundings: Surroundings) -> Result<Edge, Error> {
+    let Surroundings { bus, presence, connector, health, metrics } = surroundings;
     let verifier = Verifier::hs256(config.secret.expose().as_bytes())?;
     let origins = Origins::parse(&config.allowed_origins, config.allow_loopback_origins)?;
     let router = Arc::new(Router::new(config.router.clone(), config.documents.clone(), connector));

@@ -65,8 +65,11 @@ impl Dev {
             .context("cannot open the bus")?;
         let document = manyhands_document::build(settings.document, log, bus.clone())?;
         let owner = manyhands_edge::channel(document.server().service());
+        let presence = manyhands_edge::presence::open(settings.presence.expose())
+            .context("cannot open the presence store")?;
         let surroundings = manyhands_edge::Surroundings {
             bus,
+            presence,
             connector: Arc::new(move |_| owner.clone()),
             health: process.health.clone(),
             metrics: process.telemetry.metrics(),

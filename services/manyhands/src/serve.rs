@@ -41,8 +41,11 @@ pub(crate) async fn edge(from: settings::From, flags: EdgeFlags) -> anyhow::Resu
     let process = Process::start("edge", &settings)?;
     let bus =
         manyhands_bus::open(settings.bus.expose(), WhenAway::Retry).await.context("cannot open the bus")?;
+    let presence = manyhands_edge::presence::open(settings.presence.expose())
+        .context("cannot open the presence store")?;
     let surroundings = manyhands_edge::Surroundings {
         bus,
+        presence,
         connector: manyhands_edge::connect(),
         health: process.health.clone(),
         metrics: process.telemetry.metrics(),

@@ -206,6 +206,7 @@ async fn an_edge_that_cannot_start_says_why() {
     let start = async |config: Config| {
         let surroundings = manyhands_edge::Surroundings {
             bus: std::sync::Arc::new(manyhands_bus::LocalBus::new(manyhands_bus::Limits::default())),
+            presence: std::sync::Arc::new(manyhands_edge::presence::LocalPresence::default()),
             connector: manyhands_edge::connect(),
             health: manyhands_process::health::Health::new(),
             metrics: manyhands_process::telemetry::Metrics::detached(),

@@ -87,11 +87,12 @@ pub(crate) async fn start_beside<const N: usize>(
     let health = Health::new();
     let surroundings = Surroundings {
         bus: Arc::clone(&bus),
+        presence,
         connector,
         health: health.clone(),
         metrics: Metrics::detached(),
     };
-    let edge = manyhands_edge::build_with(config, surroundings, presence).await.unwrap();
+    let edge = manyhands_edge::build(config, surroundings).await.unwrap();
     let address = edge.address();
     let shutdown = Shutdown::new(Duration::from_secs(30));
     let task = tokio::spawn(edge.run(shutdown.clone()));
