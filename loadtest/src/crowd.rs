@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Connector};
 use crate::measure::{Follower, Journal, Summary, Times, own_cpu};
-use crate::replay::until;
+use crate::replay::{cannot_connect, until};
 
 const CONTAINER: &str = "main";
 
@@ -169,7 +169,7 @@ impl Crowd {
             let workspace = client.open(&name(run, document))?;
             let bar = bar.clone();
             arriving.spawn(async move {
-                client.online().await?;
+                client.online().await.map_err(cannot_connect)?;
                 workspace.loaded().await?;
                 bar.inc(1);
                 let journal = Journal::of(&workspace);

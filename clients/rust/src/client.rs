@@ -10,7 +10,7 @@ use manyhands_proto::{Code, DocumentName, InvalidDocumentName};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::document::OpenDocument;
+use crate::document::{OpenDocument, Phase};
 use crate::driver::Driver;
 use crate::options::ClientOptions;
 use crate::socket::{ConnectError, Traffic};
@@ -137,7 +137,11 @@ impl Client {
             let mut wishes = shared.wishes();
             wishes.last_channel += 1;
             let channel = wishes.last_channel;
-            let held = Arc::new(Held::new(OpenDocument::new(name, channel, new_replica())));
+            let mut document = OpenDocument::new(name, channel, new_replica());
+            if wishes.close {
+                document.phase = Phase::Closed;
+            }
+            let held = Arc::new(Held::new(document));
             wishes.documents.insert(channel, held.clone());
             wishes.dirty.insert(channel);
             held
@@ -169,6 +173,13 @@ impl Client {
     /// Tries to connect now instead of after the current wait: the device woke up or the network is back.
     /// Also starts a stopped client again, for instance with a token that is good now.
     pub fn wake(&self) {
+        self.handle.shared.connection.send_if_modified(|connection| {
+            let stopped = matches!(connection, Connection::Stopped(_));
+            if stopped {
+                *connection = Connection::Connecting;
+            }
+            stopped
+        });
         self.handle.shared.wishes().wake = true;
         self.handle.shared.news.notify_one();
     }
@@ -185,8 +196,13 @@ impl Client {
             }
         };
         let _ = tokio::time::timeout(within, saved).await;
-        let pending = documents.iter().map(|held| held.lock().pending()).sum();
         shared.wishes().close = true;
+        let mut pending = 0;
+        for held in &documents {
+            let mut open = held.lock();
+            open.phase = Phase::Closed;
+            pending += open.pending();
+        }
         shared.news.notify_one();
         if pending == 0 { Ok(()) } else { Err(Unsaved { pending }) }
     }

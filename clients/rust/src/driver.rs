@@ -109,6 +109,12 @@ impl Driver {
             }
         }
         self.feed(Input::Stop).await;
+        self.stopped(Stop::closed());
+        let documents = std::mem::take(&mut self.shared.wishes().documents);
+        for held in documents.values() {
+            held.lock().phase = Phase::Closed;
+            held.bump();
+        }
     }
 
     /// One thing into the machine, and everything that follows from it.

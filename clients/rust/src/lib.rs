@@ -42,6 +42,7 @@ mod driver;
 mod options;
 mod presence;
 mod socket;
+mod text;
 mod workspace;
 
 pub use client::{Client, Connection, Moved, Stop, Unsaved};
@@ -51,4 +52,5 @@ pub use manyhands_proto::Code;
 pub use options::{ClientOptions, Token, TokenError};
 pub use presence::{Cursor, LineColumn, PeerCursor, Present};
 pub use socket::ConnectError;
-pub use workspace::{Edit, Observer, SaveError, Status, Text, Update, Workspace};
+pub use text::{Edit, Text};
+pub use workspace::{Observer, SaveError, Status, Update, Workspace};

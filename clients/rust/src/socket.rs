@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use bytes::Bytes;
 use futures_util::{Sink as _, Stream as _};
 use http::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use manyhands_proto::{Code, SUBPROTOCOL};
+use rustls::{ClientConfig, RootCertStore};
 use std::pin::Pin;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, http as ws_http};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 use url::Url;
 
 use crate::options::{ClientOptions, TokenError};
@@ -113,7 +115,8 @@ impl Socket {
             .max_write_buffer_size(options.message_bytes_max + (1 << 20))
             .max_message_size(Some(options.message_bytes_max))
             .max_frame_size(Some(options.message_bytes_max));
-        let handshake = tokio_tungstenite::connect_async_with_config(request, Some(config), true);
+        let tls = (url.scheme() == "wss").then(|| Connector::Rustls(tls()));
+        let handshake = tokio_tungstenite::connect_async_tls_with_config(request, Some(config), true, tls);
         match tokio::time::timeout(options.connect_timeout, handshake).await {
             Ok(Ok((stream, _))) => Ok(Socket { stream: Box::pin(stream), outgoing: VecDeque::new() }),
             Ok(Err(WsError::Http(response))) => Err(refusal(url, &response)),
@@ -192,6 +195,21 @@ fn write(
         Poll::Ready(Err(error)) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// TLS with the roots that browsers trust, the same for all connections of the process.
+fn tls() -> Arc<ClientConfig> {
+    static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring has what TLS 1.2 and 1.3 need")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Arc::new(config)
+    });
+    TLS.clone()
 }
 
 /// The address of the sync endpoint: a URL without a path gets the standard one.

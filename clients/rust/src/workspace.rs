@@ -1,21 +1,14 @@
 //! An open workspace in the hands of the application.
 
-use std::fmt;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use manyhands_crdt::{Anchor, Bias, Document, Patch, ReplicaId};
+use manyhands_crdt::{Document, Patch, ReplicaId};
 use tokio::sync::{broadcast, watch};
 
 use crate::client::{Connection, Handle, Stop};
 use crate::document::{EditError, OpenDocument, Phase, Refused, outgoing};
-use crate::presence::{Cursor, LineColumn, Present, cursor_to_wire};
-
-/// Most bytes of one change that inserts; longer texts become several changes. Well below the limit of
-/// the service, 64 KiB.
-const INSERT_BYTES_MAX: usize = 32 << 10;
-/// Most characters that one change deletes; each can cost an id range of its own.
-const DELETE_CHARS_MAX: usize = 4096;
+use crate::presence::{Cursor, Present, cursor_to_wire};
+use crate::text::{Edit, Text, read};
 
 /// A workspace that is open on a client. Edits apply here at once and are sent as soon as there is a
 /// connection; they are kept until the server has stored them.
@@ -100,7 +93,7 @@ impl Workspace {
     /// The text of this name. It need not exist yet: an empty text and none are the same.
     #[must_use]
     pub fn text(&self, name: &str) -> Text {
-        Text { workspace: self.clone(), container: name.into() }
+        Text::new(self.clone(), name)
     }
 
     /// Makes several edits as one atomic change: everybody sees all of them or none.
@@ -124,9 +117,9 @@ impl Workspace {
                 return Err(EditError::OutboxFull { pending: open.pending() });
             }
             let (seq, replica) = (open.seq(), open.replica);
-            let mut edit = Edit { inner: open.document.edit(replica), made: Vec::new() };
+            let mut edit = Edit::new(open.document.edit(replica));
             let result = edits(&mut edit);
-            let Edit { inner, made } = edit;
+            let (inner, made) = edit.finish();
             if let Some(change) = inner.commit(seq) {
                 self.held().tell(Update::Patches { local: true, patches: made.as_slice().into() });
                 open.keep(outgoing(change), made);
@@ -344,146 +337,4 @@ impl Observer {
             Err(broadcast::error::RecvError::Closed) => None,
         }
     }
-}
-
-/// Edits that become one change.
-pub struct Edit<'a> {
-    inner: manyhands_crdt::Edit<'a>,
-    made: Vec<Patch>,
-}
-
-impl Edit<'_> {
-    /// A text with what this edit did so far, if anything was ever written to it. Nothing arrives from
-    /// others during an edit, so a position that is read here is good.
-    #[must_use]
-    pub fn text(&self, container: &str) -> Option<manyhands_crdt::Text<'_>> {
-        self.inner.document().text(container)
-    }
-
-    /// Inserts into a text before the character at `at`.
-    pub fn insert(&mut self, container: &str, at: usize, text: &str) -> Result<(), EditError> {
-        self.inner.insert(container, at, text)?;
-        self.made.push(Patch { container: container.into(), at, deleted: 0, inserted: text.to_owned() });
-        Ok(())
-    }
-
-    /// Deletes a range of characters from a text.
-    pub fn delete(&mut self, container: &str, range: Range<usize>) -> Result<(), EditError> {
-        self.inner.delete(container, range.clone())?;
-        let patch = Patch {
-            container: container.into(),
-            at: range.start,
-            deleted: range.len(),
-            inserted: String::new(),
-        };
-        self.made.push(patch);
-        Ok(())
-    }
-}
-
-/// A named text of a workspace. All positions count Unicode scalar values.
-#[derive(Clone)]
-pub struct Text {
-    workspace: Workspace,
-    container: Arc<str>,
-}
-
-impl Text {
-    /// Inserts before the character at `at`. A text beyond some ten thousand characters becomes several
-    /// changes, which others may see one after another.
-    pub fn insert(&self, at: usize, text: &str) -> Result<(), EditError> {
-        let (mut at, mut rest) = (at, text);
-        while !rest.is_empty() {
-            let piece = &rest[..rest.floor_char_boundary(INSERT_BYTES_MAX)];
-            self.workspace.edit(|edit| edit.insert(&self.container, at, piece))?;
-            at += piece.chars().count();
-            rest = &rest[piece.len()..];
-        }
-        Ok(())
-    }
-
-    /// Appends to the end of the text as it is at that moment.
-    pub fn push(&self, text: &str) -> Result<(), EditError> {
-        let mut rest = text;
-        while !rest.is_empty() {
-            let piece = &rest[..rest.floor_char_boundary(INSERT_BYTES_MAX)];
-            self.workspace.edit(|edit| {
-                let end = edit.text(&self.container).map_or(0, |text| text.len());
-                edit.insert(&self.container, end, piece)
-            })?;
-            rest = &rest[piece.len()..];
-        }
-        Ok(())
-    }
-
-    /// Deletes a range of characters. A long one becomes several changes.
-    pub fn delete(&self, range: Range<usize>) -> Result<(), EditError> {
-        let mut left = range.len();
-        while left > 0 {
-            let piece = left.min(DELETE_CHARS_MAX);
-            self.workspace.edit(|edit| edit.delete(&self.container, range.start..range.start + piece))?;
-            left -= piece;
-        }
-        Ok(())
-    }
-
-    /// Characters in it.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.look(0, |text| text.len())
-    }
-
-    /// It has no characters, or does not exist yet.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Lines in it: one more than line breaks.
-    #[must_use]
-    pub fn lines(&self) -> usize {
-        self.look(1, |text| text.lines())
-    }
-
-    /// Line and column of a position.
-    #[must_use]
-    pub fn line_column(&self, at: usize) -> LineColumn {
-        self.look(LineColumn::default(), |text| {
-            let (line, column) = text.line_column(at);
-            LineColumn { line, column }
-        })
-    }
-
-    /// The position of a line and column; the end of the line or of the text when there are fewer.
-    #[must_use]
-    pub fn at_line_column(&self, place: LineColumn) -> usize {
-        self.look(0, |text| text.at_line_column(place.line, place.column).unwrap_or(text.len()))
-    }
-
-    /// A place that sticks to the character before (left) or after (right) it, whatever others edit.
-    #[must_use]
-    pub fn anchor(&self, at: usize, bias: Bias) -> Anchor {
-        self.look(Anchor { at: None, bias }, |text| text.anchor(at, bias))
-    }
-
-    /// Where an anchor is now; `None` when its character has not arrived here.
-    #[must_use]
-    pub fn resolve(&self, anchor: &Anchor) -> Option<usize> {
-        self.look(None, |text| text.resolve(anchor))
-    }
-
-    fn look<T>(&self, empty: T, look: impl FnOnce(&manyhands_crdt::Text<'_>) -> T) -> T {
-        self.workspace.read(|document| document.text(&self.container).map_or(empty, |text| look(&text)))
-    }
-}
-
-/// The text as it is now.
-impl fmt::Display for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.workspace.read(|document| f.write_str(&read(document, &self.container)))
-    }
-}
-
-fn read(document: &Document, container: &str) -> String {
-    document.text(container).map(|text| text.to_string()).unwrap_or_default()
 }
