@@ -11,7 +11,7 @@ mod send_queue;
 mod token;
 mod uplink;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use manyhands_crdt::ReplicaId;
@@ -39,6 +39,7 @@ pub struct Edge {
     /// By the number that the client chose.
     channels: BTreeMap<u32, Channel>,
     openings: u32,
+    unanswered: Unanswered,
     queue: SendQueue,
     strikes: Strikes,
     random: Random,
@@ -89,6 +90,7 @@ impl Edge {
             workspace,
             channels: BTreeMap::new(),
             openings: 0,
+            unanswered: Unanswered::default(),
             random: Random::new(seed),
             heard_at: now,
             pinged_at: now,
@@ -101,10 +103,12 @@ impl Edge {
         if self.phase == Phase::Closed {
             return;
         }
-        let step = self.step(now, input, out).and_then(|()| self.settle(now, out));
-        if let Err(refusal) = step {
+        let begin = out.len();
+        let step = self.check_token(now).and_then(|()| self.step(now, input, out));
+        if let Err(refusal) = step.and_then(|()| self.settle(now, out)) {
             self.close(&refusal, out);
         }
+        out[begin..].iter().for_each(|effect| self.unanswered.asked(effect));
     }
 
     /// When to call with [`Input::Tick`] if nothing else comes before.
@@ -140,6 +144,11 @@ impl Edge {
         self.token.grant()
     }
 
+    /// Before anything else: what comes after the end is not done any more.
+    fn check_token(&self, now: Duration) -> Step {
+        if now >= self.token.expires_at() { Err(Code::TokenExpired.into()) } else { Ok(()) }
+    }
+
     fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Effect>) -> Step {
         match input {
             Input::Frame(bytes) => {
@@ -154,12 +163,15 @@ impl Edge {
             }
             Input::Heard => self.heard_at = now,
             Input::Opened { channel, result } => {
+                self.unanswered.answered(channel, true);
                 self.on_channel(now, channel, out, |channel, with, out| channel.opened(result, with, out));
             }
             Input::Submitted { channel, result } => {
+                self.unanswered.answered(channel, false);
                 self.on_channel(now, channel, out, |channel, with, out| channel.submitted(result, with, out));
             }
             Input::Fetched { channel, result } => {
+                self.unanswered.answered(channel, false);
                 self.on_channel(now, channel, out, |channel, with, out| channel.fetched(result, with, out));
             }
             Input::Entries { channel, run } => {
@@ -197,11 +209,9 @@ impl Edge {
             ClientFrame::Open(open) => self.open(now, open, out),
             ClientFrame::Push(push) => self.push(now, push, out),
             ClientFrame::Fetch(fetch) => {
-                match self.channels.get_mut(&fetch.channel) {
-                    Some(channel) => channel.fetch_asked(fetch.after_seq),
-                    None => self.strikes.add(now, 1, Code::NotOpen)?,
-                }
-                Ok(())
+                let channel = self.channels.get_mut(&fetch.channel);
+                let odd = channel.is_none_or(|channel| channel.fetch_asked(fetch.after_seq));
+                if odd { self.strikes.add(now, 1, Code::NotOpen) } else { Ok(()) }
             }
             ClientFrame::Leave(leave) => {
                 match self.channels.remove(&leave.channel) {
@@ -295,8 +305,9 @@ impl Edge {
                 format!("the token does not cover workspace {document}"),
             ));
         }
-        if self.channels.len() >= self.config.limits.documents_max as usize {
-            let message = format!("{} documents are open on this connection", self.channels.len());
+        let occupied = self.channels.len() + self.unanswered.left(&self.channels);
+        if occupied >= self.config.limits.documents_max as usize {
+            let message = format!("{occupied} documents are open on this connection");
             return Err(Refusal::new(Code::LimitReached, message));
         }
         let have = match &open.have {
@@ -372,9 +383,7 @@ impl Edge {
         {
             return Err(Refusal::new(Code::Violation, "no Hello in time"));
         }
-        if now >= self.token.expires_at() {
-            return Err(Code::TokenExpired.into());
-        }
+        self.check_token(now)?;
         if now >= self.heard_at + self.config.idle_max() {
             return Err(Code::Idle.into());
         }
@@ -386,7 +395,8 @@ impl Edge {
             self.pinged_at = now;
             out.push(Effect::Ping);
         }
-        let mut opening = self.channels.values().filter(|channel| channel.is_loading()).count();
+        let loading = self.channels.values().filter(|channel| channel.is_loading()).count();
+        let mut opening = loading + self.unanswered.opens();
         for channel in self.channels.values_mut() {
             if opening < self.config.openings_max && channel.start(out) {
                 opening += 1;
@@ -421,6 +431,49 @@ impl Edge {
         self.channels.clear();
         let code = if refusal.code.close().is_some() { refusal.code } else { Code::Violation };
         out.push(Effect::Close { code, reason: close_reason(code, &refusal.message) });
+    }
+}
+
+/// What was asked of owners and not answered yet. A channel that is left keeps its place until its answers
+/// have come: opening and leaving in a loop asks no more at one time than having all that is allowed open.
+#[derive(Debug, Default)]
+struct Unanswered {
+    opens: BTreeSet<ChannelId>,
+    others: BTreeMap<ChannelId, u32>,
+}
+
+impl Unanswered {
+    fn asked(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Open { channel, .. } => {
+                self.opens.insert(*channel);
+            }
+            Effect::Submit { channel, .. } | Effect::Fetch { channel, .. } => {
+                *self.others.entry(*channel).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, channel: ChannelId, open: bool) {
+        if open {
+            self.opens.remove(&channel);
+        } else if let Some(count) = self.others.get_mut(&channel) {
+            *count -= 1;
+            if *count == 0 {
+                self.others.remove(&channel);
+            }
+        }
+    }
+
+    fn opens(&self) -> usize {
+        self.opens.len()
+    }
+
+    /// Channels that are left and still cost something.
+    fn left(&self, channels: &BTreeMap<u32, Channel>) -> usize {
+        let gone = |id: &&ChannelId| channels.get(&id.number).is_none_or(|channel| channel.id() != **id);
+        self.opens.iter().filter(gone).count() + self.others.keys().filter(gone).count()
     }
 }
 

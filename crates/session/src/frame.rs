@@ -1,9 +1,14 @@
 use bytes::Bytes;
 use manyhands_proto::{Chain, Incarnation, Position, Seq, v1};
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 /// The most that either side reads as one frame before it has agreed on anything, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+
+/// The most that a client's frame other than a push may have, in bytes. Small parts of a frame decode into
+/// much larger values; a push has none.
+pub const CONTROL_BYTES_MAX: usize = 64 * 1024;
 
 /// Why bytes are not a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +31,9 @@ pub enum Violation {
 
 /// A frame from a client. Fields that this version does not know are skipped.
 pub fn decode_client(bytes: Bytes, max: usize) -> Result<v1::client_frame::Frame, Violation> {
+    if bytes.len() <= max {
+        check_control(&bytes)?;
+    }
     let envelope: v1::ClientFrame = decode(bytes, max)?;
     envelope.frame.ok_or(Violation::UnknownFrame)
 }
@@ -34,6 +42,26 @@ pub fn decode_client(bytes: Bytes, max: usize) -> Result<v1::client_frame::Frame
 pub fn decode_server(bytes: Bytes, max: usize) -> Result<v1::server_frame::Frame, Violation> {
     let envelope: v1::ServerFrame = decode(bytes, max)?;
     envelope.frame.ok_or(Violation::UnknownFrame)
+}
+
+/// Measures what is not a push without decoding it. What cannot be measured is left to the decoder.
+fn check_control(frame: &Bytes) -> Result<(), Violation> {
+    const PUSH_FIELD: u32 = 3;
+    let mut rest = &frame[..];
+    let mut control = 0;
+    while let Ok((field, wire_type)) = decode_key(&mut rest) {
+        let before = rest.len();
+        if skip_field(wire_type, field, &mut rest, DecodeContext::default()).is_err() {
+            break;
+        }
+        if field != PUSH_FIELD {
+            control += before - rest.len();
+        }
+    }
+    if control > CONTROL_BYTES_MAX {
+        return Err(Violation::TooLarge { bytes: control, max: CONTROL_BYTES_MAX });
+    }
+    Ok(())
 }
 
 /// Byte fields of the result are slices of `bytes`, so nothing is allocated that was not received.

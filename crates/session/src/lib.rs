@@ -18,8 +18,8 @@ mod limits;
 mod run;
 
 pub use frame::{
-    FRAME_BYTES_MAX, Violation, decode_client, decode_server, encode_client, encode_server,
-    position_from_wire, position_to_wire,
+    CONTROL_BYTES_MAX, FRAME_BYTES_MAX, Violation, decode_client, decode_server, encode_client,
+    encode_server, position_from_wire, position_to_wire,
 };
 pub use grant::{Grant, Scope, Scopes, Workspaces};
 pub use limits::Limits;

@@ -267,6 +267,23 @@ fn a_frame_over_the_limit_is_not_even_decoded() {
     Session::open().sends(vec![0xff; max]).is_closed_with(Code::Violation);
 }
 
+// enforces: I-12
+#[test]
+fn many_small_parts_do_not_become_much_memory() {
+    // Field 7 of a presence is unknown, field 3 is an empty cursor of two bytes.
+    let presence = [0x1a, 0x00].repeat(100_000);
+    let mut frame = vec![0x32];
+    prost::encoding::encode_varint(presence.len() as u64, &mut frame);
+    frame.extend(&presence);
+    Session::open().sends(frame).is_closed_with(Code::TooLarge);
+    // The same in pieces that would be put together.
+    let piece = [&[0x32, 0xd0, 0x0f][..], &[0x1a, 0x00].repeat(1000)].concat();
+    Session::open().sends(piece.repeat(40)).is_closed_with(Code::TooLarge);
+    Session::open().sends([piece.repeat(40), vec![0xff]].concat()).is_closed_with(Code::TooLarge);
+    let large = v1::Push { channel: 1, first_counter: 0, count: 9, changes: vec![1; 400 * 1024].into() };
+    assert!(matches!(Session::open().says(ClientFrame::Push(large)).asked[..], [Effect::Submit { .. }]));
+}
+
 // ---- Opening.
 
 #[test]
@@ -360,6 +377,41 @@ fn an_opening_that_waits_is_asked_when_another_has_finished() {
     );
 }
 
+// enforces: I-10
+#[test]
+fn opening_and_leaving_in_a_loop_asks_no_more_at_one_time_than_is_allowed() {
+    let mut session = Session::greeted();
+    let mut asked = Vec::new();
+    for number in 0..1_000 {
+        for effect in session.says(open(number, "demo")).asked {
+            if let Effect::Open { channel, .. } = effect {
+                asked.push(channel);
+            }
+        }
+        session.says(ClientFrame::Leave(v1::Leave { channel: number }));
+    }
+    assert_eq!(asked.len(), 4);
+    session.input(Input::Opened { channel: asked[0], result: Ok(opened(0)) }).is_nothing();
+    let outcome = session.says(open(5, "demo"));
+    assert!(matches!(outcome.asked[..], [Effect::Open { .. }]), "{outcome:?}");
+}
+
+// enforces: I-10
+#[test]
+fn channels_that_are_left_with_a_push_on_its_way_keep_their_place() {
+    let mut session = Session::greeted();
+    let mut pushed = Vec::new();
+    for number in 0..100 {
+        let channel = session.open_demo(number);
+        assert!(matches!(session.says(push(number, 0, 1)).asked[..], [Effect::Submit { .. }]));
+        session.says(ClientFrame::Leave(v1::Leave { channel: number }));
+        pushed.push(channel);
+    }
+    session.says(open(1, "demo")).is_evicted_with(Code::LimitReached, 1);
+    session.input(Input::Submitted { channel: pushed[7], result: acked(1, 1) }).is_nothing();
+    session.open_demo(1);
+}
+
 #[test]
 fn an_answer_to_an_opening_that_was_left_reaches_nobody() {
     let mut session = Session::greeted();
@@ -429,6 +481,7 @@ fn a_push_without_the_write_scope_is_rejected_and_the_twentieth_ends_the_session
     session.open_demo(1);
     for _ in 0..19 {
         session.says(push(1, 0, 1)).is_rejected_with(Code::Forbidden, 0);
+        session.says(push(1, 1, 1)).is_nothing();
     }
     session.says(push(1, 0, 1)).is_closed_with(Code::Forbidden);
 }
@@ -692,6 +745,8 @@ fn presence_is_stamped_and_the_newest_wins() {
     let set = |data: &'static [u8]| {
         ClientFrame::Presence(v1::SetPresence { channel: 1, data: Bytes::from_static(data), cursors: vec![] })
     };
+    // The shell is given a moment to join the lane.
+    session.now = Duration::from_millis(50);
     let outcome = session.says(set(b"1"));
     let [Effect::SetPresence { peer, .. }] = &outcome.asked[..] else { panic!("{outcome:?}") };
     assert_eq!((peer.session.as_str(), peer.user.as_str(), &peer.data[..]), ("s1", "ada", &b"1"[..]));
@@ -731,6 +786,33 @@ fn a_slow_reader_gets_the_newest_of_each_peer() {
     assert_eq!((&update.peers[..], &update.left[..]), (&[peer("a", b"2")][..], &["b".to_owned()][..]));
 }
 
+#[test]
+fn a_large_roster_goes_out_in_pieces() {
+    let mut session = Session::greeted();
+    let channel = session.open_demo(1);
+    let peer = |number: usize| v1::Peer {
+        session: format!("peer {number:04}"),
+        data: vec![b'x'; 4000].into(),
+        ..v1::Peer::default()
+    };
+    let everybody =
+        Input::Presence { channel, full: true, peers: (0..1000).map(peer).collect(), left: vec![] };
+    let mut outcome = session.input(everybody);
+    let mut fulls = Vec::new();
+    let mut peers = 0;
+    for _ in 0..100 {
+        for frame in &outcome.frames {
+            let ServerFrame::Presence(update) = frame else { panic!("{frame:?}") };
+            fulls.push(update.full);
+            peers += update.peers.len();
+        }
+        assert!(outcome.closed.is_none());
+        outcome = session.input(Input::Queued { bytes: 0 });
+    }
+    assert_eq!(peers, 1000);
+    assert!(fulls[0] && !fulls[1..].contains(&true));
+}
+
 // ---- The token.
 
 fn fresh(scopes: &[&str], workspaces: &[&str], lasts_ms: u64) -> Grant {
@@ -766,6 +848,17 @@ fn a_fresh_token_in_time_extends_the_session() {
     assert_eq!(outcome.frames, [ServerFrame::Authenticated(authenticated)]);
     session.waits(Duration::from_secs(69)).is_nothing();
     session.waits(Duration::from_secs(1)).is_closed_with(Code::TokenExpired);
+}
+
+// enforces: I-15
+#[test]
+fn what_comes_after_the_end_of_the_token_is_not_done() {
+    let mut session = Session::with(EdgeConfig::default(), fresh(&["read", "write"], &["demo"], 5_000), None);
+    session.greet();
+    session.open_demo(1);
+    session.input(Input::Queued { bytes: 0 }).is_nothing();
+    session.now = Duration::from_secs(5);
+    session.says(push(1, 0, 1)).is_closed_with(Code::TokenExpired);
 }
 
 // enforces: I-15

@@ -53,6 +53,8 @@ pub(super) enum Step {
     Gone,
 }
 
+/// The longest that a server may put a client off.
+const PATIENCE_MAX: Duration = Duration::from_secs(3600);
 /// A connection that lasted this long was a good one.
 const PROVED_AFTER: Duration = Duration::from_secs(10);
 
@@ -315,7 +317,9 @@ impl Link {
         random: &mut Random,
         out: &mut Vec<Effect>,
     ) {
-        let retry_at = now.saturating_add(at_least).saturating_add(self.backoff.next(random));
+        // A server may ask for patience, not for ever.
+        let wait = at_least.min(PATIENCE_MAX) + self.backoff.next(random);
+        let retry_at = now + wait;
         self.enter(Phase::Offline { retry_at }, ConnectionState::Offline { retry_at, reason }, out);
     }
 

@@ -97,13 +97,9 @@ impl Channel {
         self.id
     }
 
-    /// Whether it holds, or will soon hold, a state that is to be sent.
+    /// Whether it holds a state that is to be sent.
     pub(super) fn is_loading(&self) -> bool {
-        match &self.phase {
-            Phase::Waiting => false,
-            Phase::Opening => true,
-            Phase::Open(open) => !open.state.is_empty(),
-        }
+        matches!(&self.phase, Phase::Open(open) if !open.state.is_empty())
     }
 
     /// Asks the owner, if that was not done yet.
@@ -166,6 +162,8 @@ impl Channel {
         };
         with.queue.send(with.now, ServerFrame::Opened(opened), out);
         self.newest = self.newest.max(position.seq);
+        // The shell joins the lane of presence on this same answer, after it was handled.
+        self.presence_at = with.now + with.config.presence_interval;
         self.phase = Phase::Open(Box::new(Open {
             incarnation: position.incarnation,
             sent,
@@ -254,28 +252,28 @@ impl Channel {
         Ok(())
     }
 
-    /// The client has less than was sent, or believes so.
-    pub(super) fn fetch_asked(&mut self, after: u64) {
-        let Phase::Open(open) = &mut self.phase else { return };
+    /// The client has less than was sent, or believes so. Whether it wants what it was sent again, which a
+    /// good client needs only when something is wrong.
+    pub(super) fn fetch_asked(&mut self, after: u64) -> bool {
+        let Phase::Open(open) = &mut self.phase else { return false };
         open.missing = true;
-        if Seq(after) < open.sent && open.state.is_empty() {
+        let again = Seq(after) < open.sent && open.state.is_empty();
+        if again {
             open.sent = Seq(after);
             open.chain = None;
         }
+        again
     }
 
     pub(super) fn push(&mut self, push: v1::Push, limits: &Limits) -> Result<(), Refusal> {
         let Phase::Open(open) = &mut self.phase else { return Err(Code::NotOpen.into()) };
-        if !self.writes {
-            return Err(Refusal::new(Code::Forbidden, "the token has no write scope here"));
-        }
-        if self.replica.is_none() {
-            return Err(Refusal::new(
-                Code::Forbidden,
-                "the document was opened without a replica, for reading",
-            ));
-        }
-        open.uplink.offer(push, limits)
+        let allowed = match (self.writes, self.replica) {
+            (true, Some(_)) => Ok(()),
+            (false, _) => Err("the token has no write scope here"),
+            (_, None) => Err("the document was opened without a replica, for reading"),
+        };
+        let allowed = allowed.map_err(|why| Refusal::new(Code::Forbidden, why));
+        open.uplink.offer(push, allowed, limits)
     }
 
     pub(super) fn submitted(
@@ -392,7 +390,7 @@ impl Channel {
                 after: open.sent,
             });
         }
-        if !self.roster.is_empty() && queue.has_room() {
+        while !self.roster.is_empty() && queue.has_room() {
             queue.send(now, ServerFrame::Presence(self.roster.take(channel.number)), out);
         }
         if now >= self.presence_at

@@ -64,13 +64,24 @@ impl Roster {
         }
     }
 
+    /// The next piece: small, so that a large roster takes its turn with everything else.
     pub(super) fn take(&mut self, channel: u32) -> v1::PresenceUpdate {
-        let Roster { full, peers, left } = std::mem::take(self);
-        v1::PresenceUpdate {
+        let mut update = v1::PresenceUpdate {
             channel,
-            full,
-            peers: peers.into_values().collect(),
-            left: left.into_iter().collect(),
+            full: std::mem::take(&mut self.full),
+            peers: Vec::new(),
+            left: std::mem::take(&mut self.left).into_iter().collect(),
+        };
+        let mut bytes = 0;
+        while bytes < PIECE_BYTES
+            && let Some((_, peer)) = self.peers.pop_first()
+        {
+            bytes += peer.encoded_len();
+            update.peers.push(peer);
         }
+        update
     }
 }
+
+/// A piece of a roster ends with the peer that reaches this.
+const PIECE_BYTES: usize = 32 * 1024;

@@ -37,12 +37,18 @@ pub(super) struct Verdict {
 }
 
 impl Uplink {
-    pub(super) fn offer(&mut self, push: v1::Push, limits: &Limits) -> Result<(), Refusal> {
+    /// Takes a push to be submitted, if `allowed`.
+    pub(super) fn offer(
+        &mut self,
+        push: v1::Push,
+        allowed: Result<(), Refusal>,
+        limits: &Limits,
+    ) -> Result<(), Refusal> {
         let v1::Push { first_counter, count, changes, .. } = push;
         if self.refused_from.is_some_and(|refused| first_counter > refused) {
             return Ok(());
         }
-        let admitted = self.admit(count, &changes, limits);
+        let admitted = allowed.and_then(|()| self.admit(count, &changes, limits));
         match admitted {
             Ok(()) => {
                 self.refused_from = None;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use app::App;
 use world::{Counts, World};
 
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 3_000;
 
 fn live(seed: u64, digest: Option<DefaultHasher>) -> World {
     let mut world = World::new(seed, digest);
