@@ -401,3 +401,39 @@ fn every_order_of_delivery_gives_the_same_text() {
     }
     assert!(orders > 20_000, "{orders} orders are too few to mean much");
 }
+
+/// Inserts single characters, each (character, client, left, right) by characters; origins `^` and `$` are the
+/// start and the end.
+fn worked(rows: &[(char, Client, char, char)]) -> String {
+    let mut peer = Peer::new(6);
+    let mut ids = std::collections::BTreeMap::from([('^', Id::NONE), ('$', Id::NONE)]);
+    for &(c, client, left, right) in rows {
+        let counter = peer.have[client as usize];
+        let id = Id::new(client, counter);
+        let op = Op::Insert { id, left: ids[&left], right: ids[&right], content: c.to_string() };
+        let knew = peer.have.clone();
+        peer.apply(&Event { client, counter, counters: 1, knew, op });
+        peer.check();
+        ids.insert(c, id);
+    }
+    let mut text = String::new();
+    peer.tree.write(0, 0..rows.len(), &mut text);
+    text
+}
+
+/// The tables of `INTERNALS.md`. The replica ids behind clients 0 to 5 are 40, 10, 60, 20, 50, 30.
+#[test]
+fn the_worked_tables() {
+    let frame = [('(', 0, '^', '$'), (')', 0, '(', '$')];
+    let three = [('a', 1, '(', ')'), ('b', 3, '(', ')'), ('c', 5, '(', ')')];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let rows = [&frame[..], &order.map(|n| three[n])].concat();
+        assert_eq!(worked(&rows), "(abc)");
+        assert_eq!(worked(&[&rows[..], &[('B', 3, 'b', ')')]].concat()), "(abBc)", "typing on");
+        assert_eq!(worked(&[&rows[..], &[('B', 3, '(', 'b')]].concat()), "(aBbc)", "typing backwards");
+    }
+    let before = [('G', 0, '^', '$'), ('i', 3, '^', 'G'), ('a', 5, '^', 'G')];
+    let (o, s) = (('O', 4, 'i', 'G'), ('S', 1, 'i', 'a'));
+    assert_eq!(worked(&[&before[..], &[o, s]].concat()), "iOSaG");
+    assert_eq!(worked(&[&before[..], &[s, o]].concat()), "iOSaG");
+}
