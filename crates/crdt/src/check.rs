@@ -7,14 +7,14 @@ use crate::body::{self, RawInsert, RawOp, RawRange, Ref, Scratch};
 use crate::document::{Document, Limits};
 use crate::error::{Flaw, Malformed, Refusal};
 use crate::id::{COUNTER_MAX, Client, Id, OpId, ReplicaId};
-use crate::sequence::Place;
+use crate::sequence::{Guess, Place};
 use crate::wire::Reader;
 
 /// An op whose references are resolved and checked.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    /// `content` is where the text lies in the bytes that were read.
-    Insert { id: Id, len: u32, left: Id, right: Id, text: u32, content: (usize, usize) },
+    /// `content` is where the text lies in the bytes that were read, `guess` where the left origin was seen.
+    Insert { id: Id, len: u32, left: Id, right: Id, text: u32, content: (usize, usize), guess: Guess },
     /// Which of `Resolved::ranges` it deletes.
     Delete { counter: u32, ranges: (usize, usize) },
 }
@@ -32,7 +32,7 @@ impl Op {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Resolved {
     pub(crate) ops: Vec<Op>,
-    pub(crate) ranges: Vec<(Id, u32)>,
+    pub(crate) ranges: Vec<(Id, u32, Guess)>,
     /// Containers that this change makes; their texts get the next numbers.
     pub(crate) new_names: Vec<Arc<str>>,
 }
@@ -145,7 +145,8 @@ impl Check<'_> {
         self.next += u64::from(insert.len);
         let end = reader.at();
         let content = (end - insert.text.len(), end);
-        self.resolved.ops.push(Op::Insert { id, len: insert.len, left, right, text, content });
+        let guess = left_place.map_or(Place::NO_GUESS, |place| place.guess);
+        self.resolved.ops.push(Op::Insert { id, len: insert.len, left, right, text, content, guess });
         Ok(())
     }
 
@@ -194,8 +195,8 @@ impl Check<'_> {
                 let limit = self.limits.elements_max as u64;
                 return Err(Refusal::TooLarge { what: "deletions of a change", limit });
             }
-            self.elements_of(id, range.len)?;
-            self.resolved.ranges.push((id, range.len as u32));
+            let guess = self.elements_of(id, range.len)?;
+            self.resolved.ranges.push((id, range.len as u32, guess));
         }
         let ranges = (first, self.resolved.ranges.len());
         self.resolved.ops.push(Op::Delete { counter: self.next as u32, ranges });
@@ -203,8 +204,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// All of `len` ids must be elements.
-    fn elements_of(&self, id: Id, len: u64) -> Result<(), Refusal> {
+    /// All of `len` ids must be elements. Says where the first was seen.
+    fn elements_of(&self, id: Id, len: u64) -> Result<Guess, Refusal> {
         let end = u64::from(id.counter) + len;
         let own = id.client == self.client;
         let known = if own { self.next } else { u64::from(self.document.replicas[id.client as usize].next) };
@@ -215,10 +216,12 @@ impl Check<'_> {
         // What this change inserts itself is not in the document yet.
         let split = if own { end.min(u64::from(self.first).max(u64::from(id.counter))) } else { end };
         let before = (split - u64::from(id.counter)) as u32;
-        if before > 0
-            && let Some(missing) = self.document.sequences.first_missing(id, before)
-        {
-            return Err(Refusal::NotAnElement { id: self.op_id(missing) });
+        let mut guess = Place::NO_GUESS;
+        if before > 0 {
+            guess = match self.document.sequences.find_all(id, before) {
+                Ok(guess) => guess,
+                Err(missing) => return Err(Refusal::NotAnElement { id: self.op_id(missing) }),
+            };
         }
         let mut counter = split as u32;
         while u64::from(counter) < end {
@@ -227,7 +230,7 @@ impl Check<'_> {
                 _ => return Err(Refusal::NotAnElement { id: self.op_id_at(id.client, u64::from(counter)) }),
             }
         }
-        Ok(())
+        Ok(guess)
     }
 
     fn resolve(&self, start: usize, reference: Ref) -> Result<Id, Refusal> {
@@ -278,7 +281,9 @@ impl Check<'_> {
     /// An element that an earlier op of this change inserts.
     fn in_change(&self, counter: u32) -> Option<Place> {
         match *self.op_of(counter)? {
-            Op::Insert { right, text, .. } => Some(Place { text, right, next: Id::NONE }),
+            Op::Insert { right, text, .. } => {
+                Some(Place { text, right, next: Id::NONE, guess: Place::NO_GUESS })
+            }
             Op::Delete { .. } => None,
         }
     }

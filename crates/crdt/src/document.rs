@@ -282,13 +282,17 @@ impl Document {
         let mut next = self.replicas[client as usize].next;
         for op in &resolved.ops {
             match *op {
-                Op::Insert { id, len, left, right, text, content } => {
+                Op::Insert { id, len, left, right, text, content, guess } => {
                     next = id.counter + len;
+                    if !left.is_none() {
+                        self.sequences.hint(left, guess);
+                    }
                     self.insert(text, id, left, right, utf8(content), on);
                 }
                 Op::Delete { ranges: (start, end), .. } => {
                     next += 1;
-                    for &(id, len) in &resolved.ranges[start..end] {
+                    for &(id, len, guess) in &resolved.ranges[start..end] {
+                        self.sequences.hint(id, guess);
                         self.delete(id, len, on);
                     }
                 }

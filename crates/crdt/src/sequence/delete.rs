@@ -2,7 +2,7 @@
 //! side become one span where their ids allow.
 
 use super::tree::Span;
-use super::{At, Sequences, Widths};
+use super::{At, Guess, Sequences, Widths};
 use crate::id::Id;
 
 impl Sequences {
@@ -19,7 +19,8 @@ impl Sequences {
                     let text = self.tree.leaf(at.leaf).text;
                     on(text, self.visible_before(at) as usize, n as usize);
                 }
-                self.bury(at, n);
+                let buried = self.bury(at, n);
+                self.hint(id, buried);
             }
             rest -= n;
             // The last element has no successor that fits into a counter's bounds for certain.
@@ -30,21 +31,22 @@ impl Sequences {
         self.sweep();
     }
 
-    /// Makes `n` visible elements of one span tombstones.
-    fn bury(&mut self, at: At, n: u32) {
+    /// Makes `n` visible elements of one span tombstones; says where the tombstone is.
+    fn bury(&mut self, at: At, n: u32) -> Guess {
         let span = *self.tree.span(at.leaf, at.slot);
         let from = self.bytes_at(&span, at.off);
         let to = if at.off + n == span.len { span.bytes } else { self.bytes_at(&span, at.off + n) };
         let (start, bytes) = (span.at() + from, to - from);
         let widths = Widths::of_str(self.content.get(span.id.client, start, bytes), n);
-        let leaf = self.replace(at, n, &span, from, to);
+        let (leaf, slot) = self.replace(at, n, &span, from, to);
         self.tree.narrow(leaf, widths);
         self.content.release(span.id.client, start, bytes);
+        (leaf, slot)
     }
 
-    /// Puts a tombstone in the place of `n` elements of `span`, which are its bytes `from..to`; says in
-    /// which leaf it is then.
-    fn replace(&mut self, at: At, n: u32, span: &Span, from: u32, to: u32) -> u32 {
+    /// Puts a tombstone in the place of `n` elements of `span`, which are its bytes `from..to`; says
+    /// where it is then.
+    fn replace(&mut self, at: At, n: u32, span: &Span, from: u32, to: u32) -> Guess {
         let left = if at.off == 0 { span.left } else { span.id.plus(at.off - 1) };
         let mut dead = Span::dead(span.id.plus(at.off), n, left, span.right);
         let spans = self.tree.leaf(at.leaf).spans();
@@ -58,7 +60,7 @@ impl Sequences {
             dead.len += next.len;
             *self.tree.span_mut(at.leaf, at.slot + 1) = dead;
             self.tree.span_mut(at.leaf, at.slot).cut(at.off, from);
-            return at.leaf;
+            return (at.leaf, at.slot + 1);
         }
         // The start of a span: a tombstone before it takes it in.
         if at.off == 0 && n < span.len && at.slot > 0 {
@@ -67,7 +69,7 @@ impl Sequences {
                 self.tree.span_mut(at.leaf, at.slot - 1).len += n;
                 let rest = self.tree.span_mut(at.leaf, at.slot).cut(n, to);
                 *self.tree.span_mut(at.leaf, at.slot) = rest;
-                return at.leaf;
+                return (at.leaf, at.slot - 1);
             }
         }
         let mut at = at;
@@ -79,12 +81,11 @@ impl Sequences {
             at = At { slot: lower.slot + 1, off: 0, ..lower };
         }
         *self.tree.span_mut(at.leaf, at.slot) = dead;
-        self.join(at);
-        at.leaf
+        (at.leaf, self.join(at))
     }
 
-    /// Joins a whole tombstone with its neighbours in the leaf.
-    fn join(&mut self, at: At) {
+    /// Joins a whole tombstone with its neighbours in the leaf; says in which slot it is then.
+    fn join(&mut self, at: At) -> u32 {
         let spans = self.tree.leaf(at.leaf).spans();
         let span = spans[at.slot as usize];
         let mut slot = at.slot;
@@ -105,6 +106,7 @@ impl Sequences {
                 self.tree.remove_span(at.leaf, slot + 1);
             }
         }
+        slot
     }
 
     /// Gives back the memory of deleted text once there is more of it than of the rest. A sweep costs as

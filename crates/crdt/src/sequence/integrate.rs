@@ -181,7 +181,7 @@ impl Sequences {
                 let off = before.len;
                 self.tree.widen(gap.leaf, widths);
                 self.places.append(id, gap.leaf);
-                self.hint(id, gap.leaf, gap.slot);
+                self.hint(id, (gap.leaf, gap.slot));
                 return At { off, ..gap };
             }
         }
@@ -189,7 +189,7 @@ impl Sequences {
         let (leaf, slot) = self.insert_span(gap, span);
         self.tree.widen(leaf, widths);
         self.places.append(id, leaf);
-        self.hint(id, leaf, slot);
+        self.hint(id, (leaf, slot));
         At { leaf, slot, off: len }
     }
 

@@ -34,6 +34,9 @@ pub(crate) struct Run<'a> {
     pub(crate) text: &'a str,
 }
 
+/// A leaf and a slot in it, where something was at some time.
+pub(crate) type Guess = (u32, u32);
+
 /// What a check needs to know of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -42,6 +45,11 @@ pub(crate) struct Place {
     pub(crate) right: Id,
     /// The element right after it, tombstone or not.
     pub(crate) next: Id,
+    pub(crate) guess: Guess,
+}
+
+impl Place {
+    pub(crate) const NO_GUESS: Guess = (NIL, 0);
 }
 
 /// All texts of a document.
@@ -51,7 +59,7 @@ pub(crate) struct Sequences {
     places: Places,
     content: Content,
     /// For each replica the span that was touched last; a guess, checked before use.
-    hints: Vec<(u32, u32)>,
+    hints: Vec<Guess>,
     elements: usize,
 }
 
@@ -87,12 +95,22 @@ impl Sequences {
     #[inline]
     fn locate(&self, id: Id) -> Option<At> {
         if let Some(&(leaf, slot)) = self.hints.get(id.client as usize)
-            && let Some(span) =
-                self.tree.leaves.get(leaf as usize).and_then(|leaf| leaf.spans().get(slot as usize))
-            && span.contains(id)
+            && let Some(leaf_at) = self.tree.leaves.get(leaf as usize)
         {
-            return Some(At { leaf, slot, off: id.counter - span.id.counter });
+            // The span itself, or one beside it: people go on where they were, and next to it.
+            let spans = leaf_at.spans();
+            for slot in [slot, slot.wrapping_sub(1), slot.wrapping_add(1)] {
+                if let Some(span) = spans.get(slot as usize)
+                    && span.contains(id)
+                {
+                    return Some(At { leaf, slot, off: id.counter - span.id.counter });
+                }
+            }
         }
+        self.search(id)
+    }
+
+    fn search(&self, id: Id) -> Option<At> {
         let leaf = self.places.leaf(id)?;
         let spans = self.tree.leaf(leaf).spans();
         let slot = spans.iter().position(|span| span.contains(id))?;
@@ -103,8 +121,9 @@ impl Sequences {
         self.locate(id).expect("the check has seen that it is an element")
     }
 
+    /// Says where a look at an element of that replica may begin; a guess that is checked before use.
     #[inline]
-    fn hint(&mut self, id: Id, leaf: u32, slot: u32) {
+    pub(crate) fn hint(&mut self, id: Id, (leaf, slot): Guess) {
         let client = id.client as usize;
         if client >= self.hints.len() {
             self.hints.resize(client + 1, (NIL, 0));

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::tree::{SPAN_LEN_MAX, Span};
-use super::{At, Place, Run, Sequences, Widths};
+use super::tree::{Leaf, SPAN_LEN_MAX, Span};
+use super::{At, Guess, Place, Run, Sequences, Widths};
 use crate::id::Id;
 
 impl Sequences {
@@ -13,18 +13,22 @@ impl Sequences {
         let at = self.locate(id)?;
         let next = self.after(At { off: at.off + 1, ..at }).map_or(Id::NONE, |(_, next)| next);
         let right = self.tree.span(at.leaf, at.slot).right;
-        Some(Place { text: self.tree.leaf(at.leaf).text, right, next })
+        Some(Place { text: self.tree.leaf(at.leaf).text, right, next, guess: (at.leaf, at.slot) })
     }
 
-    /// The first of these ids that is not an element.
-    pub(crate) fn first_missing(&self, id: Id, len: u32) -> Option<Id> {
-        let mut done = 0;
+    /// Checks that all of these ids are elements, and says where the first is.
+    ///
+    /// # Errors
+    /// The first id that is none.
+    pub(crate) fn find_all(&self, id: Id, len: u32) -> Result<Guess, Id> {
+        let first = self.locate(id).ok_or(id)?;
+        let mut done = self.tree.span(first.leaf, first.slot).len - first.off;
         while done < len {
             let id = id.plus(done);
-            let Some(at) = self.locate(id) else { return Some(id) };
+            let at = self.locate(id).ok_or(id)?;
             done += self.tree.span(at.leaf, at.slot).len - at.off;
         }
-        None
+        Ok((first.leaf, first.slot))
     }
 
     /// Text, visible elements before it, and whether it is deleted.
@@ -223,6 +227,24 @@ impl Sequences {
         }
         self.places.rebuild(spans.iter().map(|&(id, _, leaf)| (id, leaf)));
         Ok(())
+    }
+
+    /// Whether every origin is an element of the same text. Mostly it is the span before or behind.
+    pub(crate) fn origins_are_there(&self) -> bool {
+        let is_there = |id: Id, text: u32| {
+            id.is_none() || self.locate(id).is_some_and(|at| self.tree.leaf(at.leaf).text == text)
+        };
+        let all_of = |leaf: &Leaf| {
+            let spans = leaf.spans();
+            (0..spans.len()).all(|n| {
+                let before = n.checked_sub(1).map(|n| spans[n].last());
+                let behind = spans.get(n + 1).map(|next| next.id);
+                let Span { left, right, .. } = spans[n];
+                (before == Some(left) || is_there(left, leaf.text))
+                    && (behind == Some(right) || is_there(right, leaf.text))
+            })
+        };
+        self.tree.leaves.iter().all(all_of)
     }
 }
 
