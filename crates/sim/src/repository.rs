@@ -28,6 +28,7 @@ impl File {
     pub fn is_test(&self) -> bool {
         ["/tests/", "/benches/", "/examples/"].iter().any(|part| self.path.contains(part))
             || self.path.ends_with("/tests.rs")
+            || self.path.ends_with("_tests.rs")
             || self.path.ends_with("conformance.rs")
     }
 }

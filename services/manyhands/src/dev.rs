@@ -63,7 +63,8 @@ impl Dev {
         let bus = manyhands_bus::open(settings.bus.expose(), WhenAway::Fail)
             .await
             .context("cannot open the bus")?;
-        let document = manyhands_document::build(settings.document, log, bus.clone())?;
+        let document = manyhands_document::build(settings.document, log, bus.clone())?
+            .with_check(process.health.check("document"));
         let owner = manyhands_edge::channel(document.server().service());
         let presence = manyhands_edge::presence::open(settings.presence.expose())
             .context("cannot open the presence store")?;

@@ -69,10 +69,9 @@ pub(crate) async fn document(from: settings::From, flags: DocumentFlags) -> anyh
     let log = open_log(&settings).await?;
     let bus =
         manyhands_bus::open(settings.bus.expose(), WhenAway::Retry).await.context("cannot open the bus")?;
-    let document = manyhands_document::build(settings.document, log, bus)?;
+    let document =
+        manyhands_document::build(settings.document, log, bus)?.with_check(process.health.check("document"));
     let probes = process.probes(settings.health.listen).await?;
-    let ready = process.health.check("document");
-    ready.pass();
     document.run(process.shutdown.draining()).await?;
     process.shutdown.begin();
     probes.await?;

@@ -153,7 +153,7 @@ pub async fn a_follower_sees_everything_at_least_once(subject: Subject) {
 }
 
 /// Replay gives back the document that was written, and does not accept what does not verify.
-// enforces: I-13
+// enforces: I-5
 pub async fn replay_rebuilds_and_verifies(subject: Subject) {
     let log = &subject.log;
     let lease = super::claim(&**log, "a", P).await;
