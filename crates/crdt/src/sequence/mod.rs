@@ -190,5 +190,3 @@ impl Sequences {
 mod invariants;
 #[cfg(test)]
 pub(crate) mod tests;
-#[cfg(test)]
-mod trace_tests;

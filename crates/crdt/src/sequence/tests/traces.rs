@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Sequences, naive};
+use super::super::{Sequences, naive};
 use crate::id::{Client, Id};
 
 /// The traces beside the repository, when they are there.
