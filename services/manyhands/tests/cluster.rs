@@ -42,6 +42,19 @@ impl Scene {
         }
     }
 
+    /// A newcomer on this edge is shown who else is here.
+    async fn sees_ada(&self, edge: usize) {
+        let newcomer = client(&[self.cluster.edge_urls()[edge].clone()], Some(self.cluster.secret_file()));
+        let workspace = newcomer.open(WORKSPACE).unwrap();
+        let mut changes = workspace.changes();
+        let seen = async {
+            while !workspace.peers().iter().any(|peer| peer.data["name"] == "Ada") {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, seen).await.expect("the roster is there in time");
+    }
+
     /// Everything that was typed is durable, and the observer and a newcomer on each edge have it, once.
     async fn check(&self) {
         let expected: String = (0..self.typed).map(|n| format!("{n} ")).collect();
@@ -121,11 +134,15 @@ async fn neighbours_die_and_nobody_loses_a_character() {
     scene.type_some();
     scene.check().await;
 
-    // Without Redis rosters are old; editing does not notice.
+    // Without Redis rosters are old; editing does not notice. When it is back, and empty, the next heartbeat
+    // fills it again for whoever comes then.
+    scene.writer.set_presence(&serde_json::json!({ "name": "Ada" }), &[]);
+    scene.sees_ada(1).await;
     tokio::task::block_in_place(|| scene.cluster.redis.kill());
     scene.type_some();
     scene.check().await;
     tokio::task::block_in_place(|| scene.cluster.redis.restart().unwrap());
     scene.type_some();
     scene.check().await;
+    scene.sees_ada(1).await;
 }
