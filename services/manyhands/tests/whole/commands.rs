@@ -1,11 +1,8 @@
 //! The mistakes that a newcomer makes: each is one line that says what, and how to mend it.
 
-#[allow(dead_code)]
-mod world;
-
 use std::net::TcpListener;
 
-use world::{Dev, failure, run};
+use crate::world::{Dev, failure, run};
 
 /// One line that names what is wrong, and says what to do.
 fn check(said: &str, what: &[&str]) {

@@ -1,9 +1,6 @@
 //! `manyhands dev` as its users meet it: people type, the process dies, they go on typing.
 
-#[allow(dead_code)]
-mod world;
-
-use world::{Dev, client, saved, text, until};
+use crate::world::{Dev, client, saved, text, until};
 
 fn url(dev: &Dev) -> Vec<String> {
     vec![format!("ws://{}", dev.address())]
@@ -105,7 +102,7 @@ async fn cursors_are_shown_as_line_and_column_and_move_with_the_text() {
                 changes.changed().await.unwrap();
             }
         };
-        tokio::time::timeout(world::PATIENCE, waiting)
+        tokio::time::timeout(crate::world::PATIENCE, waiting)
             .await
             .unwrap_or_else(|_| panic!("it is at {:?}", place()));
     };

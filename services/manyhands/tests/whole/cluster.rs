@@ -1,12 +1,9 @@
 //! The services as processes, beside real Postgres, NATS and Redis: people type on one edge and watch on the
 //! other, and everything that can be killed is killed.
 
-#[allow(dead_code)]
-mod world;
-
+use crate::world::{BINARY, PATIENCE, client, saved, text, until};
 use loadtest::cluster::{Cluster, Options, Role};
 use manyhands_client::{Client, Document, Workspace};
-use world::{BINARY, PATIENCE, client, saved, text, until};
 
 const WORKSPACE: &str = "demo";
 

@@ -1,0 +1,8 @@
+//! The program as its users meet it: as a process, with real sockets, real neighbours and real kills.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cluster;
+mod commands;
+mod dev;
+mod world;
