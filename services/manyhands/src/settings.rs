@@ -69,7 +69,7 @@ impl Default for Settings {
 /// Where a command's configuration comes from.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct From {
-    /// TOML file; the environment (MANYHANDS_EDGE__LISTEN is `listen` in [edge]) and flags win over it
+    /// TOML file; the environment (MANYHANDS_EDGE__LISTEN is `edge.listen`) and flags win over it
     #[arg(long, global = true, env = CONFIG_VARIABLE)]
     pub(crate) config: Option<PathBuf>,
 }
