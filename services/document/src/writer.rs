@@ -171,8 +171,11 @@ impl Writer {
     }
 
     fn publish_delta(&self, delta: Delta) {
-        let Delta { incarnation, run, trace, .. } = delta;
-        let delta = v1::BusDelta { epoch: self.lease.epoch().0, incarnation: incarnation.0, run: Some(run) };
+        let Delta { document, incarnation, run, trace } = delta;
+        // Its first entry is what makes an incarnation the document's: whoever opened it before may have another.
+        let document = if run.first_seq == 1 { document.to_string() } else { String::new() };
+        let epoch = self.lease.epoch().0;
+        let delta = v1::BusDelta { epoch, incarnation: incarnation.0, run: Some(run), document };
         self.publish(v1::bus_message::Message::Delta(delta), telemetry::traceparent().or(trace));
     }
 

@@ -47,7 +47,7 @@ async fn a_change_is_acknowledged_published_announced_and_opened_by_the_next() {
     assert_eq!(answer, v1::SubmitResponse { next_counter: 5, seq: 1, rejection: None });
 
     let delta = heard(&mut bus, delta).await;
-    assert_eq!(delta.incarnation, ann.incarnation);
+    assert_eq!((delta.incarnation, &delta.document[..]), (ann.incarnation, "demo"), "its first entry");
     let run = delta.run.unwrap();
     let mut reader = State::new();
     reader.replay(run.first_seq, run.count, &run.entries, 0).unwrap();
@@ -177,7 +177,8 @@ async fn an_append_that_fails_is_not_acknowledged_and_not_published() {
             }
             _ => {
                 let of_2 = |delta: &v1::BusDelta| delta.run.as_ref().unwrap().first_seq == 2;
-                heard(&mut bus, |message| delta(message).filter(of_2)).await;
+                let second = heard(&mut bus, |message| delta(message).filter(of_2)).await;
+                assert_eq!(second.document, "", "only the first entry names its document");
             }
         }
     }

@@ -323,6 +323,9 @@ impl Partition {
     fn receive_delta(&self, delta: v1::BusDelta) {
         let mut documents = self.lock();
         let incarnation = Incarnation(delta.incarnation);
+        if let Ok(name) = delta.document.parse() {
+            documents.first_entry(&name, Epoch(delta.epoch), incarnation);
+        }
         if documents.by_incarnation.contains_key(&incarnation) {
             if let Some(input) = delta_input(delta) {
                 documents.with(incarnation, |name, open| self.feed(name, open, input));
@@ -426,6 +429,18 @@ impl Documents {
         what(name, open);
         if open.feed.is_none() {
             self.by_incarnation.remove(&incarnation);
+        }
+    }
+
+    /// A document has its first entry, in this history. Whoever opened it while it was empty may have been given
+    /// another, by an owner that took it along: there is nothing in it, so it is opened anew at once.
+    fn first_entry(&mut self, name: &DocumentName, epoch: Epoch, incarnation: Incarnation) {
+        let Some(open) = self.by_name.get_mut(name) else { return };
+        let other = open.feed.as_ref().is_some_and(|feed| feed.incarnation() != incarnation);
+        let empty = open.newest.is_none_or(|newest| newest.seq == Seq(0));
+        if other && empty && epoch >= open.epoch {
+            open.lose(None);
+            self.forget_lost();
         }
     }
 

@@ -70,7 +70,11 @@ impl Documents {
         let (delta, losing) = {
             let mut state = self.state();
             let losing = state.losing;
-            (state.document(document).append(entry.into()), losing)
+            let mut delta = state.document(document).append(entry.into());
+            if delta.run.as_ref().is_some_and(|run| run.first_seq == 1) {
+                delta.document = document.to_owned();
+            }
+            (delta, losing)
         };
         if !losing {
             self.publish(document, v1::bus_message::Message::Delta(delta));
@@ -147,7 +151,7 @@ impl Document {
     fn append(&mut self, entry: Bytes) -> v1::BusDelta {
         self.entries.push(entry);
         let run = self.run(self.entries.len() as u64 - 1);
-        v1::BusDelta { epoch: 1, incarnation: self.incarnation, run: Some(run) }
+        v1::BusDelta { epoch: 1, incarnation: self.incarnation, run: Some(run), document: String::new() }
     }
 
     fn run(&self, after: u64) -> v1::EntryRun {

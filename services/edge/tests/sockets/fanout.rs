@@ -78,9 +78,15 @@ async fn repeated_late_and_senseless_messages_change_nothing() {
         running.bus.publish(topic, Message { payload: nonsense.into(), traceparent: Some("x".repeat(500)) });
     }
     let run = v1::EntryRun { first_seq: 9, count: 0, entries: "bad".into(), chain: "short".into() };
-    let bad = v1::BusDelta { epoch: 9, incarnation: 1004, run: Some(run) };
-    let bad = v1::BusMessage { message: Some(v1::bus_message::Message::Delta(bad)) };
-    running.bus.publish(topic, Message { payload: bad.encode_to_vec().into(), traceparent: None });
+    let bad = v1::BusDelta { epoch: 9, incarnation: 1004, run: Some(run), document: String::new() };
+    // The first entry of a document that has one already, and of one whose name cannot be one.
+    let run = v1::EntryRun { first_seq: 1, count: 1, entries: "one".into(), chain: vec![7; 16].into() };
+    let other = v1::BusDelta { epoch: 1, incarnation: 77, run: Some(run), document: "demo".to_owned() };
+    let nobody = v1::BusDelta { document: "\n".to_owned(), ..other.clone() };
+    for bad in [bad, other, nobody] {
+        let bad = v1::BusMessage { message: Some(v1::bus_message::Message::Delta(bad)) };
+        running.bus.publish(topic, Message { payload: bad.encode_to_vec().into(), traceparent: None });
+    }
     running.documents.append("demo", "three");
     expect_seqs(&mut client, 1..=3).await;
 }
@@ -118,6 +124,32 @@ async fn a_history_that_was_replaced_evicts_who_follows_the_old_one() {
     running.documents.append("demo", "one again");
     assert_eq!(&client.delta().await.entries[..], b"one again");
     assert_eq!(&other.delta().await.entries[..], b"one again");
+}
+
+/// A document without entries has an incarnation in its owner's memory only.
+// enforces: I-6
+#[tokio::test]
+async fn an_empty_document_whose_owner_changes_is_opened_anew_at_its_first_entry() {
+    let running = start(config()).await;
+    let mut readers = Vec::new();
+    for _ in 0..2 {
+        let mut reader = running.greet("read").await;
+        assert_eq!(reader.open(1, "demo", 0).await.position.unwrap().incarnation, 1004);
+        readers.push(reader);
+    }
+    running.documents.reset("demo");
+    running.documents.append("demo", "one");
+    for reader in &mut readers {
+        let evict = reader.evict().await;
+        assert_eq!((evict.channel, evict.code), (1, Code::HistoryReset.number()));
+        let position = reader.open(1, "demo", 0).await.position.unwrap();
+        assert_eq!((position.incarnation, position.seq), (1005, 1));
+    }
+    running.documents.append("demo", "two");
+    for reader in &mut readers {
+        expect_seqs(reader, 2..=2).await;
+    }
+    assert_eq!(running.documents.state().reads, 0, "the delta itself told it, not the silence");
 }
 
 // enforces: I-8
