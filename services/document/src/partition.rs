@@ -120,6 +120,8 @@ impl Partition {
         let next_counter = document.state().next_counter(request.replica);
         let mut submitted = Submitted { next_counter, seq: Seq(0), rejection: None };
         let reject = |mut submitted: Submitted, counter, next_counter, (code, message)| {
+            // What the log has at the refused counter, and after it, is not what was asked for.
+            submitted.next_counter = submitted.next_counter.min(counter);
             submitted.rejection = Some(Rejection { counter, code, message, next_counter });
             Ok(Ok(submitted))
         };

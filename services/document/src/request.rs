@@ -98,7 +98,7 @@ pub struct KnownChange {
 /// The answer to a [`Submit`]; whatever it calls durable is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submitted {
-    /// Everything of the replica below this is durable.
+    /// Everything of the replica below this is durable, as the asker has it: with a rejection, it ends there.
     pub next_counter: u64,
     /// The place of the newest change that is acknowledged here; 0 if none is.
     pub seq: Seq,

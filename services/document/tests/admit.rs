@@ -197,6 +197,9 @@ async fn refusals() {
         let spoiled = spoil(&mut ann, next.clone());
         let answer = bench.submit(spoiled).await;
         assert_eq!(refusal(&answer), (code, next_counter), "{what}");
+        if let Ok(Submitted { next_counter, rejection: Some(rejection), .. }) = &answer {
+            assert!(*next_counter <= rejection.counter, "{what}: refused and acknowledged");
+        }
         assert_eq!((bench.log_length().await, bench.state()), (1, before), "{what}");
         // And the same change in good order is taken.
         assert_eq!(bench.submit(next).await, accepted(6, 2), "{what}");

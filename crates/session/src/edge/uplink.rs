@@ -110,6 +110,9 @@ impl Uplink {
         self.bytes -= push.changes.len();
         match result {
             Ok(Submitted { next_counter, seq, rejection }) => {
+                // Under the counters of what is refused, the log may have something else.
+                let refused_at = rejection.as_ref().map_or(u64::MAX, |rejection| rejection.counter);
+                let next_counter = next_counter.min(refused_at);
                 // A resend of what is durable is acknowledged again: its first ack may have been lost.
                 let acked = next_counter > push.first_counter;
                 let ack = acked.then_some(v1::Ack { channel, next_counter, seq: seq.0 });

@@ -128,6 +128,21 @@ fn a_fork_is_rejected_with_what_the_owner_said() {
     assert_eq!((ack.next_counter, reject.counter, reject.code), (1, 1, Code::Fork.number()));
 }
 
+/// The log has something under these counters, but not this: that is no acknowledgement.
+// enforces: I-1
+#[test]
+fn what_is_rejected_is_never_acknowledged() {
+    for code in [Code::Fork, Code::ReplicaTaken] {
+        let mut session = Session::open();
+        let outcome = session.says(push(1, 0, 3));
+        let [Effect::Submit { channel, .. }] = outcome.asked[..] else { panic!("{outcome:?}") };
+        let rejection = v1::Rejection { counter: 0, code: code.number(), ..v1::Rejection::default() };
+        let result = Ok(Submitted { next_counter: 3, seq: Seq(0), rejection: Some(rejection) });
+        let outcome = session.input(Input::Submitted { channel, result });
+        assert!(matches!(outcome.frames[..], [ServerFrame::Reject(_)]), "{outcome:?}");
+    }
+}
+
 #[test]
 fn more_changes_than_may_wait_are_overloaded_and_none_of_them_is_lost_on_the_way() {
     let mut session = Session::open();
