@@ -356,9 +356,9 @@ impl Driver {
 /// What the machine tells about one document.
 fn document_event(held: &Held, open: &mut OpenDocument, session: &str, event: Event) -> Option<Input> {
     match event {
-        Event::Opened { recovery, position, can_write, next_counter, .. } => {
+        // How far the log knows this replica is no acknowledgement: a copy of it may have written that.
+        Event::Opened { recovery, position, can_write, .. } => {
             open.can_write = can_write;
-            open.ack(next_counter);
             if recovery != Recovery::Tail {
                 return None;
             }

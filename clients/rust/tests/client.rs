@@ -241,6 +241,30 @@ async fn what_the_server_refuses_is_handed_back() {
     }
 }
 
+/// A copy of this client, a restored virtual machine for instance, wrote under the same replica. That the server
+/// has something under the number of a pending edit does not make it this edit.
+// enforces: I-14
+#[tokio::test]
+async fn an_edit_whose_number_a_copy_has_used_is_handed_back() {
+    let server = Server::start().await;
+    let client = server.client();
+    let workspace = open(&client, "w").await;
+    workspace.text("main").insert(0, "common").unwrap();
+    soon(workspace.saved()).await.unwrap();
+    server.away(true);
+    workspace.text("main").push(", mine").unwrap();
+    server.write_as("w", workspace.replica(), "theirs, ");
+    server.away(false);
+    let error = soon(workspace.saved()).await.unwrap_err();
+    assert!(matches!(&error, SaveError::Refused(refused) if refused.code == Some(Code::Fork)), "{error}");
+    assert_eq!(workspace.take_refused()[0].edits[0].inserted, ", mine");
+    soon(workspace.loaded()).await.unwrap();
+    assert_eq!(main_text(&workspace), "theirs, common");
+    workspace.text("main").push("!").unwrap();
+    soon(workspace.saved()).await.unwrap();
+    assert_eq!(server.text("w"), "theirs, common!");
+}
+
 /// The document was restored to another history: what is pending cannot go into it, and is handed back.
 // enforces: I-14
 #[tokio::test]

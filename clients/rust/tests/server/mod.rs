@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use manyhands_client::{Client, ClientOptions, Token};
-use manyhands_crdt::{ChangeRef, Document, EntryWriter, Refusal as Refused, ReplicaId, read_push};
+use manyhands_crdt::{ChangeRef, Document, EntryWriter, Hash, Refusal as Refused, ReplicaId, read_push};
 use manyhands_proto::{Chain, Code, DocumentName, Incarnation, Position, Seq, v1};
 use manyhands_session::edge::{Body, ChannelId, Edge, EdgeConfig, Effect, Fetched, Input, Opened, Submitted};
 use manyhands_session::{Grant, Refusal, Scopes, SharedRun, Workspaces};
@@ -57,6 +57,8 @@ struct Owned {
     incarnation: Incarnation,
     document: Document,
     log: Vec<Entry>,
+    /// What each change was, to know a resend from a fork.
+    hashes: BTreeMap<(ReplicaId, u64), Hash>,
     roster: BTreeMap<String, v1::Peer>,
 }
 
@@ -144,6 +146,17 @@ impl Server {
         self.cut();
     }
 
+    /// A copy of a client, one that took its replica along, writes.
+    pub(crate) fn write_as(&self, name: &str, replica: ReplicaId, text: &str) {
+        let mut inner = self.world.lock();
+        let owned = inner.owned(&name.parse().unwrap());
+        let mut document = Document::decode(&owned.document.encode()).unwrap();
+        let mut edit = document.edit(replica);
+        edit.insert("main", 0, text).unwrap();
+        let change = edit.commit(owned.tip().seq.0).unwrap();
+        owned.submit(change.as_ref()).unwrap();
+    }
+
     pub(crate) fn text(&self, name: &str) -> String {
         let mut inner = self.world.lock();
         let owned = inner.owned(&name.parse().unwrap());
@@ -178,6 +191,7 @@ impl Owned {
             incarnation: Incarnation(incarnation),
             document: Document::new(),
             log: Vec::new(),
+            hashes: BTreeMap::new(),
             roster: BTreeMap::new(),
         }
     }
@@ -198,11 +212,18 @@ impl Owned {
 
     fn submit(&mut self, change: ChangeRef<'_>) -> Result<(), Refused> {
         let new = self.document.replica_index(change.replica).is_none();
-        self.document.apply(change)?;
+        let applied = self.document.apply(change)?;
+        self.hashes.insert((change.replica, change.counter), applied.hash);
         let index = self.document.replica_index(change.replica).unwrap();
         let new = new.then_some(change.replica);
         self.log.push(Entry { index, new, base: change.base, body: change.body.to_vec() });
         Ok(())
+    }
+
+    /// Whether it has this very change, under this number.
+    fn has(&self, change: ChangeRef<'_>) -> bool {
+        let hash = self.document.hash_of(change).map(|(_, hash)| hash);
+        hash.is_ok_and(|hash| self.hashes.get(&(change.replica, change.counter)) == Some(&hash))
     }
 
     fn after(&self, seq: Seq) -> Vec<SharedRun> {
@@ -453,7 +474,9 @@ fn submit(
             Some((Code::Forbidden, "this word is not allowed".to_owned()))
         } else {
             match owned.submit(change) {
-                Ok(()) | Err(Refused::Known { .. }) => None,
+                Ok(()) => None,
+                Err(Refused::Known { .. }) if owned.has(change) => None,
+                Err(Refused::Known { .. }) => Some((Code::Fork, "another change".to_owned())),
                 Err(Refused::Gap { .. }) => Some((Code::MissingPredecessor, "a gap".to_owned())),
                 Err(error) => Some((Code::MissingReference, error.to_string())),
             }
