@@ -25,6 +25,11 @@ check: ## Formatting, lints, documentation links and the rules of the repository
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	cargo test --locked --package manyhands-sim --test tidy
 
+.PHONY: bench-peers
+bench-peers: ## Measure the text engine beside others (QUICK=1, TRACES=folder)
+	cargo run --release --locked --manifest-path crates/crdt/bench-peers/Cargo.toml -- \
+		$(if $(QUICK),--quick) $(if $(TRACES),--traces $(TRACES))
+
 .PHONY: cluster
 cluster: neighbours ## Start Postgres, NATS, Redis, two document nodes and two edges; addresses in .manyhands/cluster.env
 	cargo build --release --locked --bin manyhands --bin loadtest
