@@ -63,7 +63,7 @@ impl Dev {
         let bus = manyhands_bus::open(settings.bus.expose(), WhenAway::Fail)
             .await
             .context("cannot open the bus")?;
-        let document = manyhands_document::build(settings.document, log, bus.clone())?
+        let document = manyhands_document::build(settings.document, log.clone(), bus.clone())?
             .with_check(process.health.check("document"));
         let owner = manyhands_edge::channel(document.server().service());
         let presence = manyhands_edge::presence::open(settings.presence.expose())
@@ -79,10 +79,14 @@ impl Dev {
         banner(edge.address(), &self.data, begun)?;
 
         // Sessions are sent away first; the owner stays until the last of their changes is answered.
-        let documents = tokio::spawn(document.run_in_process(process.shutdown.stopping()));
-        edge.run(process.shutdown.clone()).await?;
-        documents.await?;
-        process.end().await
+        let serving = async {
+            let documents = tokio::spawn(document.run_in_process(process.shutdown.stopping()));
+            edge.run(process.shutdown.clone()).await?;
+            Ok(documents.await?)
+        };
+        let served = process.while_log_lives(&log, serving).await;
+        process.end().await;
+        served
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use manyhands_bus::WhenAway;
 use manyhands_history::SharedLog;
@@ -52,7 +52,8 @@ pub(crate) async fn edge(from: settings::From, flags: EdgeFlags) -> anyhow::Resu
     };
     let edge = manyhands_edge::build(settings.edge, surroundings).await?;
     edge.run(process.shutdown.clone()).await?;
-    process.end().await
+    process.end().await;
+    Ok(())
 }
 
 /// `manyhands document`.
@@ -69,13 +70,17 @@ pub(crate) async fn document(from: settings::From, flags: DocumentFlags) -> anyh
     let log = open_log(&settings).await?;
     let bus =
         manyhands_bus::open(settings.bus.expose(), WhenAway::Retry).await.context("cannot open the bus")?;
-    let document =
-        manyhands_document::build(settings.document, log, bus)?.with_check(process.health.check("document"));
+    let document = manyhands_document::build(settings.document, log.clone(), bus)?
+        .with_check(process.health.check("document"));
     let probes = process.probes(settings.health.listen).await?;
-    document.run(process.shutdown.draining()).await?;
+    let serving = async { Ok(document.run(process.shutdown.draining()).await?) };
+    let served = process.while_log_lives(&log, serving).await;
     process.shutdown.begin();
-    probes.await?;
-    process.end().await
+    if served.is_ok() {
+        probes.await?;
+    }
+    process.end().await;
+    served
 }
 
 /// `manyhands migrate`.
@@ -113,6 +118,25 @@ impl Process {
         Ok(Process { telemetry, health: Health::new(), shutdown })
     }
 
+    /// Does the work to its end, unless the log fails for good: then nothing more may be acknowledged, and the
+    /// process ends at once. Whoever starts it again finds out what is durable.
+    pub(crate) async fn while_log_lives<T>(
+        &self,
+        log: &SharedLog,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        tokio::select! {
+            done = work => done,
+            why = log.failed() => {
+                self.health.die(why.to_string());
+                bail!(
+                    "{why}; nothing that was acknowledged is lost\n\
+                     fix: make room on its disk, or mend the disk, and start again"
+                )
+            }
+        }
+    }
+
     /// Serves probes and metrics until the process stops.
     pub(crate) async fn probes(
         &self,
@@ -129,8 +153,7 @@ impl Process {
     }
 
     /// Sends the last spans.
-    pub(crate) async fn end(self) -> anyhow::Result<()> {
+    pub(crate) async fn end(self) {
         self.telemetry.flush().await;
-        Ok(())
     }
 }

@@ -250,6 +250,12 @@ pub struct Cursor {
 /// reading past an offset never skips a late commit.
 #[async_trait]
 pub trait EventLog: Send + Sync + 'static {
+    /// Ends when this log has failed for good, with the reason: what is durable can then only be found out by
+    /// opening it again in a new process. A log that can come back never ends this.
+    async fn failed(&self) -> LogError {
+        std::future::pending().await
+    }
+
     /// Says that this node is alive for `ttl`, and which others are. Returns the live members, this one
     /// included, in order.
     async fn join(&self, member: &Member, ttl: Duration) -> Result<Vec<Member>, LogError>;

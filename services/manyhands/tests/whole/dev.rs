@@ -1,6 +1,6 @@
 //! `manyhands dev` as its users meet it: people type, the process dies, they go on typing.
 
-use crate::world::{Dev, client, saved, text, until};
+use crate::world::{Dev, PATIENCE, client, saved, text, until};
 
 fn url(dev: &Dev) -> Vec<String> {
     vec![format!("ws://{}", dev.address())]
@@ -110,4 +110,38 @@ async fn cursors_are_shown_as_line_and_column_and_move_with_the_text() {
     bob.text("main").insert(0, "zero\n").unwrap();
     see(LineColumn { line: 2, column: 2 }).await;
     assert_eq!(bob.peers()[0].user, "ada");
+}
+
+/// What is on a disk after a failed write is not known: it is not tried again, and nothing is acknowledged.
+// enforces: I-1, I-14
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_ends_the_process_and_loses_nothing_that_was_acknowledged() {
+    let data = tempfile::tempdir().unwrap();
+    let dev = Dev::start_on_small_disk(data.path(), "127.0.0.1:0", 1024);
+    let listen = dev.address().to_string();
+    let urls = url(&dev);
+    let writer = client(&urls, None);
+    let ada = writer.open("demo").unwrap();
+    ada.loaded().await.unwrap();
+    let page = "0123456789abcdef".repeat(256);
+    for _ in 0..512 {
+        ada.text("main").push(&page).unwrap();
+    }
+    let (status, said) = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(|| dev.ended()))
+        .await
+        .expect("it ends by itself")
+        .unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.starts_with("fix: make room on its disk"), "{said}");
+    let acknowledged = ada.acked();
+    assert!(0 < acknowledged && acknowledged < 512 * 4096, "{acknowledged}");
+
+    let _dev = Dev::start(data.path(), &listen);
+    let reader = client(&urls, None);
+    let eve = reader.open("demo").unwrap();
+    eve.loaded().await.unwrap();
+    until(&eve, |text| text.len() as u64 >= acknowledged).await;
+    saved(&ada).await;
+    until(&eve, |text| text.len() == 512 * 4096).await;
+    assert_eq!(text(&eve), text(&ada));
 }

@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use manyhands_client::{Client, ClientOptions, Workspace};
@@ -37,12 +38,27 @@ pub(crate) fn token(arguments: &[&str]) -> String {
 pub(crate) struct Dev {
     child: Child,
     address: SocketAddr,
+    /// The last thing that it says.
+    last_words: JoinHandle<String>,
 }
 
 impl Dev {
     /// Starts it and waits for its banner, which names the address.
     pub(crate) fn start(data: &Path, listen: &str) -> Dev {
-        let mut child = Command::new(BINARY)
+        Dev::launch(Command::new(BINARY), data, listen)
+    }
+
+    /// The same on a disk on which no file grows beyond so many kilobytes.
+    pub(crate) fn start_on_small_disk(data: &Path, listen: &str, kilobytes: u32) -> Dev {
+        let mut shell = Command::new("sh");
+        // What would end the process is ignored, so that the write fails, as it does on a full disk.
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", 2 * kilobytes);
+        shell.args(["-c", &script, BINARY]);
+        Dev::launch(shell, data, listen)
+    }
+
+    fn launch(mut command: Command, data: &Path, listen: &str) -> Dev {
+        let mut child = command
             .args(["dev", "--listen", listen, "--data"])
             .arg(data)
             .stdin(Stdio::null())
@@ -59,8 +75,8 @@ impl Dev {
             said.push(line);
         };
         // What it logs later must not fill the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Dev { child, address }
+        let last_words = std::thread::spawn(move || lines.map_while(Result::ok).last().unwrap_or_default());
+        Dev { child, address, last_words }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -70,6 +86,13 @@ impl Dev {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until it has ended by itself. Gives its status and the last thing that it said.
+    pub(crate) fn ended(mut self) -> (ExitStatus, String) {
+        let status = self.child.wait().unwrap();
+        let last_words = std::mem::replace(&mut self.last_words, std::thread::spawn(String::new));
+        (status, last_words.join().unwrap())
     }
 
     /// Asks it to leave, as a terminal does, and returns whether it left well.

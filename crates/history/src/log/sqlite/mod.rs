@@ -183,6 +183,10 @@ fn place_after(number: u64) -> Option<i64> {
 
 #[async_trait]
 impl EventLog for SqliteLog {
+    async fn failed(&self) -> LogError {
+        self.writer.failed().await
+    }
+
     async fn join(&self, member: &Member, ttl: Duration) -> Result<Vec<Member>, LogError> {
         let member = member.clone();
         let write = self.writer.write(move |connection| {

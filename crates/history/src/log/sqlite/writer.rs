@@ -26,6 +26,9 @@ const ROUND_MAX: usize = 128;
 /// Pause before a file that another process keeps busy is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
+/// Why nothing is answered after an error of the disk.
+const GONE: &str = "the event log's file failed and is closed";
+
 /// The handle of the task. It ends when this is dropped and what waits is done.
 pub(super) struct Writer(mpsc::Sender<Job>);
 
@@ -34,8 +37,8 @@ enum Job {
     Other(Box<Other>),
 }
 
-/// Work that is not an append, with its answer inside.
-type Other = dyn for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, ()> + Send;
+/// Work that is not an append, with its answer inside. Says whether the disk failed.
+type Other = dyn for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, Result<(), String>> + Send;
 
 pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = T> + Send + 'c>>;
 
@@ -53,6 +56,12 @@ impl Writer {
         Writer(jobs)
     }
 
+    /// Ends when the task has ended, which it does when the disk failed.
+    pub(super) async fn failed(&self) -> LogError {
+        self.0.closed().await;
+        LogError::Unavailable(GONE.into())
+    }
+
     pub(super) async fn append(
         &self,
         lease: &Lease,
@@ -60,7 +69,7 @@ impl Writer {
         batch: &Batch,
     ) -> Result<Appended, AppendError> {
         check(lease, expected, batch)?;
-        let gone = || AppendError::Unknown("the event log's file failed and is closed".into());
+        let gone = || AppendError::Unknown(GONE.into());
         let (answer, outcome) = oneshot::channel();
         let append = Append { lease: lease.clone(), expected, batch: batch.clone(), answer };
         self.0.send(Job::Append(append)).await.map_err(|_| gone())?;
@@ -72,12 +81,18 @@ impl Writer {
         &self,
         work: impl for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, Result<T, sqlx::Error>> + Send + 'static,
     ) -> Result<T, LogError> {
-        let gone = || LogError::Unavailable("the event log's file failed and is closed".into());
+        let gone = || LogError::Unavailable(GONE.into());
         let (answer, outcome) = oneshot::channel();
         let job = Job::Other(Box::new(move |connection| {
             Box::pin(async move {
+                let result = work(connection).await;
+                let failed = match &result {
+                    Err(error) if is_disk(error) => Err(error.to_string()),
+                    _ => Ok(()),
+                };
                 // A caller that went away has decided not to know.
-                let _ = answer.send(work(connection).await);
+                let _ = answer.send(result);
+                failed
             })
         }));
         self.0.send(job).await.map_err(|_| gone())?;
@@ -96,12 +111,15 @@ async fn run(mut connection: SqliteConnection, mut jobs: mpsc::Receiver<Job>) {
                 Job::Other(work) => others.push(work),
             }
         }
-        if let Err(error) = settle(&mut connection, appends).await {
-            error!(%error, "the event log's file failed; nothing is acknowledged any more until a restart");
-            return;
-        }
+        let mut done = settle(&mut connection, appends).await.map_err(|error| error.to_string());
         for work in others {
-            work(&mut connection).await;
+            if done.is_ok() {
+                done = work(&mut connection).await;
+            }
+        }
+        if let Err(error) = done {
+            error!(error, "the event log's file failed; nothing is acknowledged any more until a restart");
+            return;
         }
     }
     // Leaves no write-ahead log behind; a crash may.
@@ -289,6 +307,16 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 fn is_busy(error: &sqlx::Error) -> bool {
     const BUSY: i32 = 5;
     code(error).is_some_and(|code| code & 0xff == BUSY)
+}
+
+/// Whether the disk did not do what it was told, or is full.
+fn is_disk(error: &sqlx::Error) -> bool {
+    const READONLY: i32 = 8;
+    const IOERR: i32 = 10;
+    const CORRUPT: i32 = 11;
+    const FULL: i32 = 13;
+    const NOTADB: i32 = 26;
+    code(error).is_some_and(|code| [READONLY, IOERR, CORRUPT, FULL, NOTADB].contains(&(code & 0xff)))
 }
 
 /// SQLite's extended result code.
