@@ -114,6 +114,41 @@ impl Check<'_> {
             return Err(Refusal::CountersUsedUp);
         }
         let left = self.resolve(start, insert.left)?;
+        let (right, text, guess) = match self.backward(start, insert, left)? {
+            Some((right, text)) => (right, text, Place::NO_GUESS),
+            None => self.origins(start, insert, left)?,
+        };
+        self.elements += insert.len as usize;
+        if self.document.sequences.elements() + self.elements > self.limits.elements_max {
+            let limit = self.limits.elements_max as u64;
+            return Err(Refusal::TooLarge { what: "characters of a document", limit });
+        }
+        self.next += u64::from(insert.len);
+        let end = reader.at();
+        let content = (end - insert.text.len(), end);
+        self.resolved.ops.push(Op::Insert { id, len: insert.len, left, right, text, content, guess });
+        Ok(())
+    }
+
+    /// Typing backwards: the right origin is an own element with the same left origin, which then needs no
+    /// look. Right origin and text.
+    fn backward(&self, start: usize, insert: &RawInsert<'_>, left: Id) -> Result<Option<(Id, u32)>, Refusal> {
+        if insert.left == Ref::Own(1) || !matches!(insert.right, Ref::Own(_)) {
+            return Ok(None);
+        }
+        let right = self.resolve(start, insert.right)?;
+        // A flaw of the right origin is told after those of the left one.
+        let place = self.place(right).ok().flatten();
+        Ok(place.filter(|place| place.left == left).map(|place| (right, place.text)))
+    }
+
+    /// Looks the origins up: right origin, text, and where the left one was seen.
+    fn origins(
+        &mut self,
+        start: usize,
+        insert: &RawInsert<'_>,
+        left: Id,
+    ) -> Result<(Id, u32, Guess), Refusal> {
         let left_place = self.place(left)?;
         let right = match (insert.right, left_place) {
             (Ref::Inherited, Some(place)) => place.right,
@@ -137,17 +172,7 @@ impl Check<'_> {
                 (None, None) => self.named(insert)?,
             },
         };
-        self.elements += insert.len as usize;
-        if self.document.sequences.elements() + self.elements > self.limits.elements_max {
-            let limit = self.limits.elements_max as u64;
-            return Err(Refusal::TooLarge { what: "characters of a document", limit });
-        }
-        self.next += u64::from(insert.len);
-        let end = reader.at();
-        let content = (end - insert.text.len(), end);
-        let guess = left_place.map_or(Place::NO_GUESS, |place| place.guess);
-        self.resolved.ops.push(Op::Insert { id, len: insert.len, left, right, text, content, guess });
-        Ok(())
+        Ok((right, text, left_place.map_or(Place::NO_GUESS, |place| place.guess)))
     }
 
     /// The text of that name. When there is none, it will be the next that is made.
@@ -281,8 +306,9 @@ impl Check<'_> {
     /// An element that an earlier op of this change inserts.
     fn in_change(&self, counter: u32) -> Option<Place> {
         match *self.op_of(counter)? {
-            Op::Insert { right, text, .. } => {
-                Some(Place { text, right, next: Id::NONE, guess: Place::NO_GUESS })
+            Op::Insert { id, left, right, text, .. } => {
+                let left = if counter > id.counter { Id::new(id.client, counter - 1) } else { left };
+                Some(Place { text, left, right, next: Id::NONE, guess: Place::NO_GUESS })
             }
             Op::Delete { .. } => None,
         }

@@ -22,21 +22,47 @@ impl Sequences {
         right: Id,
         content: &str,
     ) {
+        // Typing backwards: before one's own element, which has the same left origin and so is behind it.
+        if right.client == id.client
+            && self.is_left_child(left, right)
+            && let Some(gap) = self.gap_right_before(key, id.client, left, right)
+        {
+            self.insert_pieces(gap, id, left, right, content);
+            return;
+        }
         let gap = if left.is_none() {
             At { leaf: self.tree.roots[text as usize].first, slot: 0, off: 0 }
         } else {
             let at = self.expect(left);
             At { off: at.off + 1, ..at }
         };
-        let next = self.after(gap).map_or(Id::NONE, |(_, id)| id);
-        let (gap, right) = if next == right {
+        let next = self.after(gap);
+        if next.map_or(Id::NONE, |(_, id)| id) == right {
             // Nobody else has inserted here.
-            (gap, right)
-        } else {
-            let right = if self.is_behind(right, left) { right } else { Id::NONE };
-            (self.gap_among_rivals(key, id.client, gap, left, right), right)
-        };
-        self.insert_pieces(gap, id, left, right, content);
+            self.insert_pieces(gap, id, left, right, content);
+            return;
+        }
+        // Typing on: what is behind one's last element was found then, and stays so.
+        let known = self.behind.get(id.client as usize).is_some_and(|&known| known == (left, right));
+        let right = if known || self.is_behind(right, left) { right } else { Id::NONE };
+        let rivals = self.has_rivals(left, next);
+        let gap = if rivals { self.gap_among_rivals(key, id.client, gap, left, right) } else { gap };
+        let last = self.insert_pieces(gap, id, left, right, content);
+        if (rivals || !known) && !self.is_behind(right, last) {
+            // Origins that no honest editor makes: it went behind its own right origin.
+            return;
+        }
+        let client = id.client as usize;
+        if client >= self.behind.len() {
+            self.behind.resize(client + 1, (Id::NONE, Id::NONE));
+        }
+        self.behind[client] = (last, right);
+    }
+
+    /// Whether anything hangs on `left` from the right, `next` being what is behind it. If so, then `next` has
+    /// it as its left origin: that is the leftmost of all that hangs there.
+    fn has_rivals(&self, left: Id, next: Option<(At, Id)>) -> bool {
+        next.is_some_and(|(at, _)| at.off > 0 || self.tree.span(at.leaf, at.slot).left == left)
     }
 
     /// Where a new element goes that others have inserted beside, unknown to its author.
@@ -81,6 +107,15 @@ impl Sequences {
                         return gap;
                     }
                     undecided = false;
+                    // Siblings stand in order: one farther on with a smaller id too has all between the two
+                    // on its left.
+                    let spans = self.tree.leaf(at.leaf).spans();
+                    let slot = spans.len() - 1;
+                    let last = &spans[slot];
+                    if last.left == left && last.right == right && key(last.id.client) < key(client) {
+                        walk = At { slot: slot as u32, off: last.len, ..at };
+                        continue;
+                    }
                 }
                 Ordering::Equal => {
                     let they_are = self.is_left_child(left, span.right);
@@ -139,7 +174,8 @@ impl Sequences {
         self.tree.compare_leaves(a.leaf, b.leaf).then(a.slot.cmp(&b.slot)).then(a.off.cmp(&b.off))
     }
 
-    fn insert_pieces(&mut self, gap: At, id: Id, left: Id, right: Id, content: &str) {
+    /// Puts a run into a gap, in spans that are not too long; says which element is its last.
+    fn insert_pieces(&mut self, gap: At, id: Id, left: Id, right: Id, content: &str) -> Id {
         let (mut gap, mut id, mut left, mut rest) = (gap, id, left, content);
         loop {
             let mut piece = rest;
@@ -151,10 +187,10 @@ impl Sequences {
             }
             gap = self.insert_piece(gap, id, len, left, right, piece);
             rest = &rest[piece.len()..];
-            if rest.is_empty() {
-                return;
-            }
             left = id.plus(len - 1);
+            if rest.is_empty() {
+                return left;
+            }
             id = id.plus(len);
         }
     }

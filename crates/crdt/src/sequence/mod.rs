@@ -41,7 +41,8 @@ pub(crate) type Guess = (u32, u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) text: u32,
-    /// Its right origin.
+    /// Its origins.
+    pub(crate) left: Id,
     pub(crate) right: Id,
     /// The element right after it, tombstone or not.
     pub(crate) next: Id,
@@ -60,6 +61,8 @@ pub(crate) struct Sequences {
     content: Content,
     /// For each replica the span that was touched last; a guess, checked before use.
     hints: Vec<Guess>,
+    /// For each replica the last element that it typed among rivals, and its right origin, which is behind it.
+    behind: Vec<(Id, Id)>,
     elements: usize,
 }
 
@@ -88,7 +91,8 @@ impl Sequences {
             + self.tree.roots.capacity() * size_of::<tree::Root>()
             + self.places.memory_bytes()
             + self.content.memory_bytes()
-            + self.hints.capacity() * 8
+            + self.hints.capacity() * size_of::<Guess>()
+            + self.behind.capacity() * size_of::<(Id, Id)>()
     }
 
     /// Where an element is.
@@ -124,6 +128,9 @@ impl Sequences {
     /// Says where a look at an element of that replica may begin; a guess that is checked before use.
     #[inline]
     pub(crate) fn hint(&mut self, id: Id, (leaf, slot): Guess) {
+        if leaf == NIL {
+            return;
+        }
         let client = id.client as usize;
         if client >= self.hints.len() {
             self.hints.resize(client + 1, (NIL, 0));

@@ -156,7 +156,8 @@ impl Sequences {
         let &node = self.by_id.get(&id)?;
         let right = self.nodes[node].origin_right;
         let next = self.nodes.get(self.nodes[node].next).map_or(Id::NONE, |next| next.id);
-        Some(Place { text: self.node_text[node], right, next, guess: Place::NO_GUESS })
+        let left = self.nodes[node].origin_left;
+        Some(Place { text: self.node_text[node], left, right, next, guess: Place::NO_GUESS })
     }
 
     /// The first of these ids that is not an element.

@@ -12,8 +12,10 @@ impl Sequences {
     pub(crate) fn find(&self, id: Id) -> Option<Place> {
         let at = self.locate(id)?;
         let next = self.after(At { off: at.off + 1, ..at }).map_or(Id::NONE, |(_, next)| next);
-        let right = self.tree.span(at.leaf, at.slot).right;
-        Some(Place { text: self.tree.leaf(at.leaf).text, right, next, guess: (at.leaf, at.slot) })
+        let span = self.tree.span(at.leaf, at.slot);
+        let left = if at.off > 0 { Id::new(id.client, id.counter - 1) } else { span.left };
+        let (right, text) = (span.right, self.tree.leaf(at.leaf).text);
+        Some(Place { text, left, right, next, guess: (at.leaf, at.slot) })
     }
 
     /// Checks that all of these ids are elements, and says where the first is.

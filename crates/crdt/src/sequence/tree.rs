@@ -306,6 +306,10 @@ impl Tree {
     }
 
     fn add_leaf(&mut self, text: u32) -> u32 {
+        // Doubling would leave up to half of the greatest part of a document unused.
+        if self.leaves.len() == self.leaves.capacity() {
+            self.leaves.reserve_exact(self.leaves.len() / 8 + 1);
+        }
         self.leaves.push(Leaf {
             spans: [Span::EMPTY; SPANS],
             len: 0,

@@ -1,6 +1,7 @@
 //! Random histories without any server: peers insert, delete and hear of one another in any causal order.
 //! Every peer keeps the tree and the linked list side by side, and both must agree after every op.
 
+mod crowd;
 mod traces;
 
 use super::{Run, Sequences, naive};
