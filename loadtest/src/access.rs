@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use manyhands_client::{Client, ClientOptions, Token, TokenError};
+use manyhands_client::{Client, ClientOptions, Connection, Token, TokenError};
 use serde::Serialize;
 use url::Url;
 
 /// The secret of `manyhands dev`, which everyone knows.
 const DEV_SECRET: &str = "manyhands-dev-secret-known-to-everyone-loopback-only";
+/// How long a first connection may take: an edge that is just starting is waited for.
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 /// How long a minted token is good for; another one is minted when it expires.
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
 
@@ -96,6 +98,19 @@ impl Connector {
         options.read_buffer_bytes = 4 << 10;
         options.outbox_edits_max = 1 << 20;
         Client::connect(options)
+    }
+}
+
+/// Waits until a client is connected. A load test does not wait for ever: who starts one wants to know that the
+/// address is wrong.
+pub(crate) async fn online(client: &Client) -> anyhow::Result<()> {
+    match tokio::time::timeout(CONNECT_WITHIN, client.online()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(stop)) => bail!("cannot connect: {}\nfix: {}", stop.message, stop.fix),
+        Err(_) => match &*client.connection().borrow() {
+            Connection::Offline { error: Some(error), .. } => bail!("{error}\nfix: {}", error.fix()),
+            _ => bail!("there is no connection after {CONNECT_WITHIN:?}\nfix: check that the server runs"),
+        },
     }
 }
 

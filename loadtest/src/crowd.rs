@@ -11,9 +11,9 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Access, Connector};
+use crate::access::{Access, Connector, online};
 use crate::measure::{Follower, Journal, Summary, Times, own_cpu};
-use crate::replay::{cannot_connect, until};
+use crate::replay::until;
 
 const CONTAINER: &str = "main";
 
@@ -169,7 +169,7 @@ impl Crowd {
             let workspace = client.open(&name(run, document))?;
             let bar = bar.clone();
             arriving.spawn(async move {
-                client.online().await.map_err(cannot_connect)?;
+                online(&client).await?;
                 workspace.loaded().await?;
                 bar.inc(1);
                 let journal = Journal::of(&workspace);

@@ -7,9 +7,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Access;
+use crate::access::{Access, online};
 use crate::measure::{Follower, Journal, Summary, Times, own_cpu};
-use crate::replay::{cannot_connect, until};
+use crate::replay::until;
 
 const CONTAINER: &str = "main";
 /// How long the last edits may take to arrive.
@@ -69,7 +69,7 @@ impl Probe {
         let (writing, reading) = (connector.writer(0), connector.reader(0));
         let (writer, reader) = (writing.open(&name)?, reading.open(&name)?);
         for (client, workspace) in [(&writing, &writer), (&reading, &reader)] {
-            client.online().await.map_err(cannot_connect)?;
+            online(client).await?;
             workspace.loaded().await?;
         }
         let journal = Journal::of(&writer);

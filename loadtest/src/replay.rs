@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use indicatif::ProgressBar;
-use manyhands_client::{Client, EditError, Stop, Workspace};
+use manyhands_client::{Client, EditError, Workspace};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Access, Connector};
+use crate::access::{Access, Connector, online};
 use crate::measure::{Follower, Journal, Summary, Times, own_cpu};
 use crate::trace::{Edit, Trace};
 
@@ -133,7 +133,7 @@ impl Replay {
         let observers: Vec<Member> =
             (0..self.observers).map(|n| join(connector.reader(n.into()))).collect::<Result<_, _>>()?;
         for member in writers.iter().chain(&observers) {
-            member.client.online().await.map_err(cannot_connect)?;
+            online(&member.client).await?;
             member.workspace.loaded().await?;
         }
         let first = self.begin(&trace, &writers[0].workspace).await?;
@@ -282,10 +282,6 @@ fn type_edit(workspace: &Workspace, edit: &Edit) -> Result<(), EditError> {
         }
         Ok(())
     })
-}
-
-pub(crate) fn cannot_connect(stop: Arc<Stop>) -> anyhow::Error {
-    anyhow::anyhow!("cannot connect: {}\nfix: {}", stop.message, stop.fix)
 }
 
 /// Waits until something holds for a workspace; fails when it can no longer come to hold.

@@ -68,7 +68,7 @@ pub enum Error {
     #[error("allowed_origins: {0}")]
     Origin(#[from] InvalidOrigin),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}; choose another address with `listen`, or end what uses it")]
     Listen {
         /// The address.
         address: SocketAddr,
