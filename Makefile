@@ -25,6 +25,10 @@ check: ## Formatting, lints, documentation links and the rules of the repository
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	cargo test --locked --package manyhands-sim --test tidy
 
+.PHONY: bench
+bench: ## Time the text engine; CASE=remote for some of it
+	cargo bench --locked --package manyhands-crdt --bench engine -- $(CASE)
+
 .PHONY: bench-peers
 bench-peers: ## Measure the text engine beside others (QUICK=1, TRACES=folder)
 	cargo run --release --locked --manifest-path crates/crdt/bench-peers/Cargo.toml -- \
