@@ -18,11 +18,14 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use tonic::metadata::MetadataMap;
-use tracing::{Span, Subscriber};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
@@ -112,15 +115,59 @@ where
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("manyhands"))
             // Ours only: the exporter's own connection must not trace itself. Log lines stay log lines.
-            .with_filter(filter_fn(|meta| meta.is_span() && meta.target().starts_with("manyhands")))
+            .with_filter(Asked(filter_fn(|meta| meta.is_span() && meta.target().starts_with("manyhands"))))
     });
     Registry::default()
         .with(traces)
-        .with(logs(config.format, writer, terminal).with_filter(filter))
+        .with(logs(config.format, writer, terminal).with_filter(Asked(filter)))
         .try_init()
         .map_err(|_| Error::Twice)?;
     let metrics = Metrics::install().ok_or(Error::Twice)?;
     Ok(Telemetry { metrics, provider })
+}
+
+/// A filter that is asked about each span and line that it wants. With an answer for good, the layer goes by what
+/// the thread was asked last, by whomever: after a library asked whether a line would be heard and wrote none, as
+/// database drivers do, the next span of ours would be lost.
+struct Asked<F>(F);
+
+impl<S: Subscriber, F: Filter<S>> Filter<S> for Asked<F> {
+    fn enabled(&self, meta: &Metadata<'_>, cx: &Context<'_, S>) -> bool {
+        self.0.enabled(meta, cx)
+    }
+
+    fn callsite_enabled(&self, meta: &'static Metadata<'static>) -> Interest {
+        let interest = self.0.callsite_enabled(meta);
+        if interest.is_always() { Interest::sometimes() } else { interest }
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, cx: &Context<'_, S>) -> bool {
+        self.0.event_enabled(event, cx)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        self.0.max_level_hint()
+    }
+
+    fn on_new_span(&self, attrs: &Attributes<'_>, id: &Id, cx: Context<'_, S>) {
+        self.0.on_new_span(attrs, id, cx);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, cx: Context<'_, S>) {
+        self.0.on_record(id, values, cx);
+    }
+
+    fn on_enter(&self, id: &Id, cx: Context<'_, S>) {
+        self.0.on_enter(id, cx);
+    }
+
+    fn on_exit(&self, id: &Id, cx: Context<'_, S>) {
+        self.0.on_exit(id, cx);
+    }
+
+    fn on_close(&self, id: Id, cx: Context<'_, S>) {
+        self.0.on_close(id, cx);
+    }
 }
 
 fn logs<S, W>(format: Format, writer: W, terminal: bool) -> Box<dyn Layer<S> + Send + Sync>

@@ -76,6 +76,9 @@ async fn a_trace_crosses_hops_and_is_named_in_the_log() {
     let telemetry = telemetry::init_to("manyhands-test", &config, move || writer.clone(), false).unwrap();
     assert!(matches!(telemetry::init("again", &Config::default()), Err(Error::Twice)));
 
+    // A library that asks whether a line would be heard and then writes none takes nothing from what comes after.
+    let silent_question = || tracing::enabled!(target: "another", tracing::Level::INFO);
+    assert!(silent_question());
     // One hop: the context of a span becomes text, in metadata and in a bus message.
     let sent =
         info_span!(target: "manyhands_test", "edge.submit", workspace = "demo", level = "x").in_scope(|| {
@@ -89,6 +92,7 @@ async fn a_trace_crosses_hops_and_is_named_in_the_log() {
     assert_eq!((sent.len(), parts[0], parts[3]), (55, "00", "01"), "{sent}");
 
     // The next: the text becomes the parent of a span.
+    assert!(silent_question());
     let span = info_span!(target: "manyhands_test", "document.admit", document = "demo", tries = 2);
     assert!(telemetry::set_parent(&span, &sent));
     let received = span.in_scope(|| {
@@ -120,6 +124,7 @@ async fn a_trace_crosses_hops_and_is_named_in_the_log() {
         assert!(!telemetry::set_parent(&span, text), "{text}");
     }
     info!(target: "manyhands_quiet", "not said");
+    assert!(silent_question());
     info!(target: "manyhands_test", "outside of spans");
     let line = log.last();
     assert_eq!(
