@@ -36,13 +36,15 @@ pub struct Options {
     pub edges: usize,
     /// How many document nodes.
     pub documents: usize,
+    /// Environment variables that every node is started with beside this process's own.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Options {
     /// Two edges and two document nodes.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, binary: impl Into<PathBuf>) -> Options {
-        Options { dir: dir.into(), binary: binary.into(), edges: 2, documents: 2 }
+        Options { dir: dir.into(), binary: binary.into(), edges: 2, documents: 2, environment: Vec::new() }
     }
 }
 

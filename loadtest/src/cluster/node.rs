@@ -56,6 +56,7 @@ pub struct Node {
     listen: SocketAddr,
     /// Probes and metrics; an edge answers them where it listens.
     health: SocketAddr,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -75,6 +76,7 @@ impl Node {
             listen,
             health,
             name,
+            environment: options.environment.clone(),
             child: None,
         })
     }
@@ -132,7 +134,7 @@ impl Node {
     /// Starts it, on the same addresses as before, and does not wait until it is ready.
     pub fn start(&mut self) -> anyhow::Result<()> {
         self.kill();
-        self.child = Some(spawn(&self.binary, self.role, &self.config, &self.log)?);
+        self.child = Some(spawn(&self.binary, self.role, &self.config, &self.log, &self.environment)?);
         Ok(())
     }
 
@@ -232,7 +234,7 @@ impl NodeRecord {
     /// Ends it if it runs, starts it again on the same addresses and waits until it is ready.
     pub(super) fn restart(&mut self, binary: &Path, within: Duration) -> anyhow::Result<()> {
         self.part.end(within);
-        let mut child = spawn(binary, self.role, &self.config, &self.log)?;
+        let mut child = spawn(binary, self.role, &self.config, &self.log, &[])?;
         let since = Instant::now();
         while !is_ready(self.health) {
             if let Some(status) = child.try_wait()? {
@@ -249,13 +251,20 @@ impl NodeRecord {
     }
 }
 
-fn spawn(binary: &Path, role: Role, config: &Path, log: &Path) -> anyhow::Result<Child> {
+fn spawn(
+    binary: &Path,
+    role: Role,
+    config: &Path,
+    log: &Path,
+    environment: &[(String, String)],
+) -> anyhow::Result<Child> {
     let out = File::options().create(true).append(true).open(log)?;
     let err = out.try_clone()?;
     Command::new(binary)
         .arg(role.name())
         .arg("--config")
         .arg(config)
+        .envs(environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)

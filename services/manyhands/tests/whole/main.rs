@@ -5,4 +5,5 @@
 mod cluster;
 mod commands;
 mod dev;
+mod trace;
 mod world;

@@ -57,6 +57,13 @@ impl Dev {
         Dev::launch(shell, data, listen)
     }
 
+    /// The same with more settings, as the environment names them.
+    pub(crate) fn start_with(data: &Path, listen: &str, settings: Vec<(String, String)>) -> Dev {
+        let mut command = Command::new(BINARY);
+        command.envs(settings);
+        Dev::launch(command, data, listen)
+    }
+
     fn launch(mut command: Command, data: &Path, listen: &str) -> Dev {
         let mut child = command
             .args(["dev", "--listen", listen, "--data"])
