@@ -35,6 +35,8 @@ use uplink::reject;
 pub struct Edge {
     config: EdgeConfig,
     session: String,
+    /// What the client calls itself.
+    client: String,
     workspace: Option<DocumentName>,
     token: Token,
     phase: Phase,
@@ -60,6 +62,9 @@ enum Phase {
     /// `Close` was the last effect.
     Closed,
 }
+
+/// How much of a client's name is kept.
+const CLIENT_CHARS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 struct Goodbye {
@@ -89,6 +94,7 @@ impl Edge {
             strikes: Strikes::new(config.strikes_per_minute_max),
             config,
             session,
+            client: String::new(),
             workspace,
             channels: BTreeMap::new(),
             openings: 0,
@@ -138,6 +144,12 @@ impl Edge {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// What the client calls itself, cut short; empty before its `Hello`. For logs only.
+    #[must_use]
+    pub fn client(&self) -> &str {
+        &self.client
     }
 
     /// Who this session acts for, and what for.
@@ -252,6 +264,7 @@ impl Edge {
             return Err(Refusal::new(Code::VersionUnsupported, message));
         }
         self.phase = Phase::Live;
+        self.client = hello.client.chars().take(CLIENT_CHARS_MAX).collect();
         let welcome = v1::Welcome {
             version: hello.version_max.min(newest),
             session: self.session.clone(),

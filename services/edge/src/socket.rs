@@ -154,7 +154,8 @@ where
     };
     if let Goodbye::Close(code, reason) = &goodbye {
         metrics::counter!("manyhands_edge_sessions_closed_total", "code" => code.slug()).increment(1);
-        tracing::debug!(session = session.id, %code, reason, "a session is closed");
+        let client = session.machine.client();
+        tracing::debug!(session = session.id, client = ?client, %code, reason, "a session is closed");
     }
     drop(session);
     outgoing.close(goodbye, incoming).await;

@@ -67,6 +67,7 @@ impl Session {
     pub(crate) fn greet(&mut self) {
         let outcome = self.says(hello(1, 1));
         assert!(matches!(outcome.frames[..], [ServerFrame::Welcome(_)]), "{outcome:?}");
+        assert_eq!(self.edge.client(), "test");
     }
 
     pub(crate) fn open_demo(&mut self, number: u32) -> ChannelId {
