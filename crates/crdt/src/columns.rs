@@ -134,9 +134,19 @@ impl Columns {
     }
 }
 
-/// Reads the runs of one text. Counters are within what counters can be and clients below `clients`; nothing
-/// else is checked here.
-pub(crate) fn read<'a>(reader: &mut Reader<'a>, clients: u32) -> Result<Vec<Run<'a>>, Malformed> {
+/// How many runs the next text has.
+pub(crate) fn count(reader: &Reader<'_>) -> Result<usize, Malformed> {
+    let mut reader = reader.clone();
+    Ok(reader.bounded(reader.rest() as u64)? as usize)
+}
+
+/// Reads the runs of one text, and calls `on` for each; `false` from it ends the reading. Counters are within
+/// what counters can be and clients below `clients`; nothing else is checked here.
+pub(crate) fn read<'a>(
+    reader: &mut Reader<'a>,
+    clients: u32,
+    mut on: impl FnMut(Run<'a>) -> bool,
+) -> Result<(), Malformed> {
     let count = reader.bounded(reader.rest() as u64)? as usize;
     let all = reader.take(count)?;
     let mut column = || -> Result<Reader<'a>, Malformed> {
@@ -148,8 +158,8 @@ pub(crate) fn read<'a>(reader: &mut Reader<'a>, clients: u32) -> Result<Vec<Run<
     let mut content = text.str(text.rest())?;
 
     let mut context = Context::default();
-    let mut runs: Vec<Run<'a>> = Vec::with_capacity(count);
-    // Whether the last run's right origin is the element that comes next.
+    // The run before, which may have the next element as its right origin.
+    let mut last: Option<Run<'a>> = None;
     let mut waiting = false;
     for &flags in all {
         let client = if flags & OTHER_CLIENT != 0 {
@@ -170,9 +180,14 @@ pub(crate) fn read<'a>(reader: &mut Reader<'a>, clients: u32) -> Result<Vec<Run<
             return counters.fail(Flaw::Counter);
         }
         let id = Id::new(client, counter);
-        if waiting {
-            runs.last_mut().expect("a run waits").right = id;
-            context.right = Some(id);
+        if let Some(mut last) = last {
+            if waiting {
+                last.right = id;
+                context.right = Some(id);
+            }
+            if !on(last) {
+                return counters.fail(Flaw::Inconsistent);
+            }
         }
         let left = match flags >> LEFT_SHIFT & 3 {
             LEFT_BEFORE => context.last,
@@ -189,7 +204,7 @@ pub(crate) fn read<'a>(reader: &mut Reader<'a>, clients: u32) -> Result<Vec<Run<
         waiting = flags >> RIGHT_SHIFT & 3 == RIGHT_BEHIND;
         let deleted = flags & DELETED != 0;
         let content = if deleted { "" } else { take_scalars(&mut content, len, &text)? };
-        runs.push(Run { id, len, left, right, deleted, text: content });
+        last = Some(Run { id, len, left, right, deleted, text: content });
         context.step(id, len, right);
     }
     if waiting || !content.is_empty() {
@@ -198,7 +213,10 @@ pub(crate) fn read<'a>(reader: &mut Reader<'a>, clients: u32) -> Result<Vec<Run<
     for column in [&client_column, &lens, &counters, &origins] {
         column.end()?;
     }
-    Ok(runs)
+    match last {
+        Some(last) if !on(last) => text.fail(Flaw::Inconsistent),
+        _ => Ok(()),
+    }
 }
 
 fn spelt_out(origins: &mut Reader<'_>, id: Id, clients: u32) -> Result<Id, Malformed> {

@@ -8,15 +8,46 @@ use crate::error::{Flaw, Malformed};
 use crate::id::{COUNTER_MAX, Hash, ReplicaId};
 use crate::wire::{Reader, put_varint};
 
-const MAGIC: &[u8; 4] = b"mhd\x01";
+const MAGIC: &[u8; 4] = b"mhd\x02";
 const CHECKSUM_BYTES: usize = 16;
+
+/// LZ4 makes at most so many bytes of one.
+const LZ4_RATIO_MAX: u64 = 255;
+/// What a character can take in a document's bytes, its run's columns included; far more than any does.
+const ELEMENT_BYTES_MAX: u64 = 40;
+const REPLICA_BYTES_MAX: u64 = 32;
+const NAMES_BYTES_MAX: u64 = 1 << 20;
+
+/// Undoes the compression. What it reserves is bounded by the bytes that are there and by the limits.
+fn unpack(bytes: &[u8], limits: Limits) -> Result<Vec<u8>, Malformed> {
+    let mut reader = Reader::starting_at(bytes, MAGIC.len());
+    let of_limits = limits.elements_max as u64 * ELEMENT_BYTES_MAX
+        + limits.replicas_max as u64 * REPLICA_BYTES_MAX
+        + NAMES_BYTES_MAX;
+    let len = reader.bounded(of_limits.min(bytes.len() as u64 * LZ4_RATIO_MAX))? as usize;
+    let packed = reader.take(reader.rest())?;
+    match lz4_flex::block::decompress(packed, len) {
+        Ok(raw) if raw.len() == len => Ok(raw),
+        _ => reader.fail(Flaw::Inconsistent),
+    }
+}
 
 impl Document {
     /// The whole state: all that merging needs, the replica table with log indices, and how much of each
     /// replica is here. The text of deleted characters is not kept, their ids are. Edits must be committed
     /// before: what no change has taken would be known here and nowhere else.
     pub fn encode(&self) -> Vec<u8> {
+        let raw = self.encode_raw();
         let mut out = MAGIC.to_vec();
+        put_varint(&mut out, raw.len() as u64);
+        out.extend_from_slice(&lz4_flex::block::compress(&raw));
+        let sum = truncate(blake3::hash(&out));
+        out.extend_from_slice(&sum);
+        out
+    }
+
+    fn encode_raw(&self) -> Vec<u8> {
+        let mut out = Vec::new();
         put_varint(&mut out, self.replicas.len() as u64);
         for replica in &self.replicas {
             out.extend_from_slice(&replica.id.0.to_le_bytes());
@@ -30,8 +61,6 @@ impl Document {
             out.extend_from_slice(name.as_bytes());
             columns::write(&mut out, &self.sequences, text as u32);
         }
-        let sum = truncate(blake3::hash(&out));
-        out.extend_from_slice(&sum);
         out
     }
 
@@ -39,7 +68,7 @@ impl Document {
     /// merging cannot trip over, or an error; memory stays in proportion to the bytes.
     ///
     /// # Errors
-    /// With the first flaw that was found.
+    /// With the first flaw that was found; its offset counts in what the compressed bytes unpack to.
     pub fn decode(bytes: &[u8]) -> Result<Document, Malformed> {
         Document::decode_with_limits(bytes, Limits::default())
     }
@@ -58,7 +87,8 @@ impl Document {
         if truncate(blake3::hash(&bytes[..end])) != bytes[end..] {
             return Err(Malformed { offset: end, flaw: Flaw::Checksum });
         }
-        let mut reader = Reader::starting_at(&bytes[..end], MAGIC.len());
+        let raw = unpack(&bytes[..end], limits.doubled())?;
+        let mut reader = Reader::new(&raw);
         let mut document = Document::with_limits(limits);
         document.read_replicas(&mut reader)?;
         let texts = reader.bounded(limits.doubled().containers_max as u64)?;
@@ -66,7 +96,7 @@ impl Document {
             document.read_text(&mut reader)?;
         }
         reader.end()?;
-        if document.sequences.loaded().is_err() || !document.sequences.origins_are_there() {
+        if document.sequences.loaded().is_err() {
             return reader.fail(Flaw::Inconsistent);
         }
         Ok(document)
@@ -106,18 +136,18 @@ impl Document {
             return reader.fail(Flaw::ContainerName);
         }
         let text = self.text_or_new(name);
-        let rows = columns::read(reader, self.replicas.len() as u32)?;
-        for run in rows {
-            let known = self.replicas[run.id.client as usize].next;
-            let elements = self.sequences.elements() + run.len as usize;
-            if run.id.counter.checked_add(run.len).is_none_or(|end| end > known)
-                || elements > self.limits.doubled().elements_max
-            {
-                return reader.fail(Flaw::Inconsistent);
+        let elements_max = self.limits.doubled().elements_max;
+        self.sequences.expect_runs(columns::count(reader)?.min(elements_max));
+        let Document { replicas, sequences, .. } = self;
+        columns::read(reader, replicas.len() as u32, |run| {
+            let known = replicas[run.id.client as usize].next;
+            let fits = run.id.counter.checked_add(run.len).is_some_and(|end| end <= known)
+                && sequences.elements() + run.len as usize <= elements_max;
+            if fits {
+                sequences.append(text, run);
             }
-            self.sequences.append(text, run);
-        }
-        Ok(())
+            fits
+        })
     }
 
     /// A hash of the canonical state: the same for all documents that hold the same changes, in whatever

@@ -60,6 +60,35 @@ fn seal(bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&sum.as_bytes()[..16]);
 }
 
+/// What a saved document's bytes hold, unpacked.
+fn unpack(saved: &[u8]) -> Vec<u8> {
+    let mut len = 0;
+    let mut at = 4;
+    loop {
+        len |= usize::from(saved[at] & 0x7f) << (7 * (at - 4));
+        at += 1;
+        if saved[at - 1] < 0x80 {
+            break;
+        }
+    }
+    lz4_flex::block::decompress(&saved[at..saved.len() - 16], len).unwrap()
+}
+
+/// A saved document of this, packed and sealed.
+fn pack(raw: &[u8]) -> Vec<u8> {
+    let mut bytes = b"mhd\x02".to_vec();
+    let mut len = raw.len();
+    while len >= 0x80 {
+        bytes.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    bytes.push(len as u8);
+    bytes.extend(lz4_flex::block::compress(raw));
+    bytes.extend([0; 16]);
+    seal(&mut bytes);
+    bytes
+}
+
 /// A document that came through must be one that works.
 fn use_it(document: &mut Document) {
     let names: Vec<String> = document.containers().map(str::to_owned).collect();
@@ -84,24 +113,33 @@ fn any_bytes_as_a_document() {
     let saved: Vec<Vec<u8>> = (0..8).map(|seed| log(seed).document.encode()).collect();
     let mut accepted = 0;
     for _ in 0..60_000 {
-        let mut bytes = saved[random.at(saved.len())].clone();
-        mutate(random, &mut bytes);
-        let sealed = random.chance(90);
-        if sealed {
-            seal(&mut bytes);
-        }
+        let good = &saved[random.at(saved.len())];
+        let mut raw = unpack(good);
+        let bytes = if random.chance(80) {
+            mutate(random, &mut raw);
+            pack(&raw)
+        } else {
+            let mut bytes = good.clone();
+            mutate(random, &mut bytes);
+            if random.chance(50) {
+                seal(&mut bytes);
+            }
+            bytes
+        };
         if let Ok(mut document) = Document::decode(&bytes) {
             accepted += 1;
-            assert!(document.memory_bytes() < 20_000 + 500 * bytes.len());
+            assert!(document.memory_bytes() < 20_000 + 500 * raw.len());
             use_it(&mut document);
         }
     }
     assert!(accepted > 100, "some get through, {accepted} did");
     for _ in 0..20_000 {
         let n = random.below(60);
-        let mut bytes = b"mhd\x01".to_vec();
-        bytes.extend((0..n).map(|_| random.below(256) as u8));
+        let raw: Vec<u8> = (0..n).map(|_| random.below(256) as u8).collect();
+        let mut bytes = [b"mhd\x02", &*raw].concat();
         if random.chance(50) {
+            bytes = pack(&raw);
+        } else if random.chance(50) {
             bytes.extend([0; 16]);
             seal(&mut bytes);
         }
@@ -160,8 +198,12 @@ fn any_bytes_as_changes_and_entries() {
 fn big_numbers_cost_nothing() {
     // Counts and lengths far beyond the bytes that are there.
     let huge = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
-    for prefix in [&b"mhd\x01"[..], b"mhd\x01\x00", b"mhd\x01\x00\x01\x01a"] {
-        let mut bytes = [prefix, &huge, &[0; 16]].concat();
+    for prefix in [&b""[..], b"\x00", b"\x00\x01\x01a"] {
+        assert!(Document::decode(&pack(&[prefix, &huge].concat())).is_err());
+    }
+    // And the length of what is packed.
+    for len in [&huge[..], &[0xff, 0xff, 0xff, 0x7f], &[0x80, 0x20]] {
+        let mut bytes = [b"mhd\x02", len, &[0x10, b'a'], &[0; 16]].concat();
         seal(&mut bytes);
         assert!(Document::decode(&bytes).is_err());
     }

@@ -39,8 +39,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Crates of others that a pure crate may use.
-const PURE_CRATES: &[(&str, &[&str])] =
-    &[("manyhands-crdt", &["blake3", "thiserror"]), ("manyhands-session", &["bytes", "prost", "thiserror"])];
+const PURE_CRATES: &[(&str, &[&str])] = &[
+    ("manyhands-crdt", &["blake3", "lz4_flex", "thiserror"]),
+    ("manyhands-session", &["bytes", "prost", "thiserror"]),
+];
 
 /// Modules that decide and touch nothing: no clock, randomness, thread, task, socket or file.
 const PURE_MODULES: &[&str] = &[

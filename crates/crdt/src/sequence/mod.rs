@@ -7,6 +7,7 @@
 mod content;
 mod delete;
 mod integrate;
+mod load;
 #[cfg(test)]
 pub(crate) mod naive;
 mod places;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::tree::{Leaf, SPAN_LEN_MAX, Span};
+use super::tree::Span;
 use super::{At, Guess, Place, Run, Sequences, Widths};
 use crate::id::Id;
 
@@ -173,80 +173,6 @@ impl Sequences {
         if let Some(run) = run {
             on(as_run(&run, &content));
         }
-    }
-
-    /// Adds a run at the end of a text as it is, without integration: for loading what was saved. To be
-    /// followed by [`loaded`](Sequences::loaded).
-    pub(crate) fn append(&mut self, text: u32, run: Run<'_>) {
-        let (mut id, mut left, mut rest, mut content) = (run.id, run.left, run.len, run.text);
-        while rest > 0 {
-            let len = if run.deleted { rest } else { rest.min(SPAN_LEN_MAX) };
-            let bytes = match run.deleted {
-                true => 0,
-                false if rest == len => content.len(),
-                false => content.char_indices().nth(len as usize).map_or(content.len(), |(at, _)| at),
-            };
-            let (piece, others) = content.split_at(bytes);
-            let span = if run.deleted {
-                Span::dead(id, len, left, run.right)
-            } else {
-                let start = self.content.end(id.client);
-                self.content.push(id.client, piece);
-                Span::live(id, len, left, run.right, start, bytes as u32)
-            };
-            let last = self.tree.roots[text as usize].last;
-            let end = self.tree.leaf(last).len;
-            let (leaf, _) =
-                self.tree.insert_span(last, end, span, &mut self.places, |_| unreachable!("nothing moves"));
-            if !run.deleted {
-                self.tree.widen(leaf, Widths::of_str(piece, len));
-            }
-            self.elements += len as usize;
-            content = others;
-            rest -= len;
-            if rest > 0 {
-                left = id.plus(len - 1);
-                id = id.plus(len);
-            }
-        }
-    }
-
-    /// Finishes loading: from now on elements can be found by id.
-    ///
-    /// # Errors
-    /// The first id that stands in two places.
-    pub(crate) fn loaded(&mut self) -> Result<(), Id> {
-        let mut spans: Vec<(Id, u32, u32)> = Vec::new();
-        for (n, leaf) in self.tree.leaves.iter().enumerate() {
-            spans.extend(leaf.spans().iter().map(|span| (span.id, span.len, n as u32)));
-        }
-        spans.sort_unstable();
-        for pair in spans.windows(2) {
-            let ((id, len, _), (next, ..)) = (pair[0], pair[1]);
-            if id.client == next.client && next.counter - id.counter < len {
-                return Err(next);
-            }
-        }
-        self.places.rebuild(spans.iter().map(|&(id, _, leaf)| (id, leaf)));
-        Ok(())
-    }
-
-    /// Whether every origin is an element of the same text. Mostly it is the span before or behind.
-    pub(crate) fn origins_are_there(&self) -> bool {
-        let is_there = |id: Id, text: u32| {
-            id.is_none() || self.locate(id).is_some_and(|at| self.tree.leaf(at.leaf).text == text)
-        };
-        let all_of = |leaf: &Leaf| {
-            let spans = leaf.spans();
-            (0..spans.len()).all(|n| {
-                let before = n.checked_sub(1).map(|n| spans[n].last());
-                let behind = spans.get(n + 1).map(|next| next.id);
-                let Span { left, right, .. } = spans[n];
-                (before == Some(left) || is_there(left, leaf.text))
-                    && (behind == Some(right) || is_there(right, leaf.text))
-            })
-        };
-        self.tree.leaves.iter().all(all_of)
     }
 }
 
