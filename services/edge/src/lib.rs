@@ -1,7 +1,7 @@
 //! Sockets in, sockets out; keeps nothing that a reconnect does not rebuild.
 //!
-//! The walk of an op through this crate: [`http`] admits a socket, `socket` reads its frames and does what the
-//! session machine says, [`router`] finds the document's owner and asks it, `fanout` brings every delta from
+//! The walk of an op through this crate: `http` admits a socket, `socket` reads its frames and does what the
+//! session machine says, `router` finds the document's owner and asks it, `fanout` brings every delta from
 //! the bus to the sockets that have the document open. What is decided is decided in `manyhands-session`; here
 //! is the thin code around it.
 
