@@ -334,3 +334,21 @@ fn the_readme_names_commands_that_exist() {
     }
     none(&broken);
 }
+
+/// A map that names a file that is not there is worse than none.
+#[test]
+fn the_documents_name_files_that_exist() {
+    let root = manyhands_sim::repository::root();
+    let mut broken = Vec::new();
+    for document in ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "INVARIANTS.md"] {
+        for named in file(document).text.split('`').skip(1).step_by(2) {
+            let ours = ["crates/", "services/", "clients/", "proto/", "migrations/", "deploy/", "loadtest/"];
+            let is_path =
+                ours.iter().any(|folder| named.starts_with(folder)) && !named.contains([' ', '{', '*']);
+            if is_path && !root.join(named).exists() {
+                broken.push(format!("{document}: {named}"));
+            }
+        }
+    }
+    none(&broken);
+}
