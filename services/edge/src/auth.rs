@@ -96,7 +96,7 @@ pub enum Denied {
     /// None was sent.
     #[error("there is no token in the Authorization header, in the subprotocols or in ?token=")]
     Missing,
-    /// It is longer than [`TOKEN_BYTES_MAX`].
+    /// It is longer than `TOKEN_BYTES_MAX`.
     #[error("the token is longer than {TOKEN_BYTES_MAX} bytes")]
     TooLong,
     /// It is not a token.
