@@ -5,6 +5,10 @@ use super::tree::Span;
 use super::{At, Guess, Sequences, Widths};
 use crate::id::Id;
 
+/// Bytes of deleted text that are not worth a sweep.
+const SWEEP_MIN: usize = if cfg!(test) { 8 } else { 4096 };
+const SWEEP_PER_LEAF: usize = if cfg!(test) { 1 } else { 256 };
+
 impl Sequences {
     /// Deletes `len` elements from `id` on, those that still are visible. `on` is told of each stretch:
     /// text, position at that time, length.
@@ -113,7 +117,7 @@ impl Sequences {
     /// much as reading the document, so it waits until deletions have paid for it.
     fn sweep(&mut self) {
         let dead = self.content.dead;
-        if dead < 4096 || dead < self.content.live + self.tree.leaves.len() * 256 {
+        if dead < SWEEP_MIN || dead < self.content.live + self.tree.leaves.len() * SWEEP_PER_LEAF {
             return;
         }
         let mut swept = super::Content::default();

@@ -5,11 +5,12 @@ use super::Widths;
 use super::places::Places;
 use crate::id::Id;
 
-pub(super) const SPANS: usize = 32;
-pub(super) const CHILDREN: usize = 16;
+// Under the crate's own tests everything is small, so that short histories split leaves and nodes as well.
+pub(super) const SPANS: usize = if cfg!(test) { 4 } else { 32 };
+pub(super) const CHILDREN: usize = if cfg!(test) { 4 } else { 16 };
 pub(super) const NIL: u32 = u32::MAX;
 /// Elements of a span at most, so that looking into one is bounded.
-pub(super) const SPAN_LEN_MAX: u32 = 2048;
+pub(super) const SPAN_LEN_MAX: u32 = if cfg!(test) { 6 } else { 2048 };
 const DEAD: u32 = u32::MAX;
 
 /// Elements of one run, or a part of them, that stand side by side. The first has `left` as its left
