@@ -179,6 +179,26 @@ codes! {
     VersionUnsupported = 321, "version_unsupported", http 400, grpc FailedPrecondition, close Some(4501),
         "Client and server have no protocol version in common.",
         fix "Update the older of the two.";
+    /// The value that a write was to replace is another by now.
+    Conflict = 330, "conflict", http 409, grpc Aborted, close None,
+        "The value was changed by somebody else since it was read.",
+        fix "Look at the current value that the answer carries, decide again, and write with its seq.";
+    /// A timestamp beyond what clocks may differ by.
+    ClockAhead = 331, "clock_ahead", http 400, grpc InvalidArgument, close None,
+        "The timestamp is too far in the future.",
+        fix "Set the clock: the answer names the server's time, in microseconds since the Unix epoch. Or leave the timestamp out.";
+    /// A timestamp in seconds or milliseconds.
+    TimestampUnit = 332, "timestamp_unit", http 400, grpc InvalidArgument, close None,
+        "The timestamp is not in microseconds.",
+        fix "Send microseconds since the Unix epoch: Date.now() * 1000 in JavaScript, time.time_ns() // 1000 in Python.";
+    /// A document is asked for with another strategy than it has.
+    StrategyMismatch = 333, "strategy_mismatch", http 409, grpc FailedPrecondition, close Some(4510),
+        "This document merges by another strategy.",
+        fix "Open it without a strategy, or with the one that it was made with: a document keeps it for good.";
+    /// A value that the document's schema does not allow.
+    SchemaViolation = 334, "schema_violation", http 400, grpc InvalidArgument, close None,
+        "The value does not satisfy the schema of this document.",
+        fix "Correct the value at the path that the answer names.";
 
     /// A fault of ours.
     Internal = 900, "internal", http 500, grpc Internal, close Some(4005),

@@ -148,6 +148,7 @@ fn opened_on(channel: u32, recovery: v1::Recovery, position: Position, next_coun
         next_counter,
         can_write: true,
         state_bytes,
+        ..v1::Opened::default()
     })
 }
 
@@ -660,7 +661,7 @@ proptest! {
             4 => ServerFrame::Evict(v1::Evict { channel: 1, code, retry_after_ms: u32::MAX, ..v1::Evict::default() }),
             5 => ServerFrame::Goaway(v1::Goaway { reconnect_after_ms: code, message: String::new() }),
             6 => ServerFrame::Authenticated(v1::Authenticated { token_expires_in_ms: a }),
-            _ => ServerFrame::Opened(v1::Opened { channel: 1, recovery: 2, position: Some(position), next_counter: b, can_write: true, state_bytes: a }),
+            _ => ServerFrame::Opened(v1::Opened { channel: 1, recovery: 2, position: Some(position), next_counter: b, can_write: true, state_bytes: a, ..v1::Opened::default() }),
         };
         let outcome = device.hears(frame);
         let acked = outcome.events.iter().find_map(|event| match event {

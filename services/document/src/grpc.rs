@@ -92,6 +92,7 @@ fn submit_response(submitted: Submitted) -> v1::SubmitResponse {
             message: rejection.message,
             next_counter: rejection.next_counter,
             retry_after_ms: 0,
+            current: Bytes::new(),
         }
     });
     v1::SubmitResponse { next_counter: submitted.next_counter, seq: submitted.seq.0, rejection }
@@ -126,7 +127,7 @@ fn parse_submit(request: v1::SubmitRequest, trace: Option<String>) -> Result<Sub
 }
 
 fn parse_open(request: v1::OpenRequest) -> Result<Open, Refused> {
-    let v1::OpenRequest { document, replica, have, grant } = request;
+    let v1::OpenRequest { document, replica, have, grant, .. } = request;
     Ok(Open {
         document: parse_name(&document)?,
         replica: parse_replica(replica),

@@ -378,6 +378,7 @@ impl Resident {
             next_counter: replica.map_or(0, |replica| self.state.next_counter(replica)),
             state_bytes: 0,
             epoch: epoch.0,
+            ..v1::OpenHeader::default()
         }
     }
 

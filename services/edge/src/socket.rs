@@ -306,6 +306,7 @@ impl Session {
                     replica: replica.map_or(0, |replica| replica.0),
                     have: have.as_ref().map(position_to_wire),
                     grant: Some(self.machine.grant().to_wire()),
+                    ..v1::OpenRequest::default()
                 };
                 self.open(channel, document, request);
             }

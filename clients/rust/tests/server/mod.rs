@@ -487,7 +487,7 @@ fn submit(
                 code: code.number(),
                 message,
                 next_counter: owned.document.next_counter(replica),
-                retry_after_ms: 0,
+                ..v1::Rejection::default()
             });
             break;
         }

@@ -151,6 +151,7 @@ impl Channel {
             document: self.document.to_string(),
             replica: self.replica.map_or(0, |replica| replica.0),
             have: self.position.as_ref().map(position_to_wire),
+            ..v1::Open::default()
         };
         send(ClientFrame::Open(open), out);
     }

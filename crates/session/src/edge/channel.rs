@@ -159,6 +159,7 @@ impl Channel {
             next_counter,
             can_write: self.writes && self.replica.is_some(),
             state_bytes: state_bytes as u64,
+            ..v1::Opened::default()
         };
         with.queue.send(with.now, ServerFrame::Opened(opened), out);
         self.newest = self.newest.max(position.seq);

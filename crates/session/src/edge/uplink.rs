@@ -126,8 +126,9 @@ impl Uplink {
                     self.drop_waiting();
                     self.refuse_from(begin_again);
                     let fix = Code::from_number(rejection.code).map_or("", Code::fix).to_owned();
-                    let v1::Rejection { counter, code, message, next_counter, retry_after_ms } = rejection;
-                    v1::Reject { channel, counter, code, message, fix, next_counter, retry_after_ms }
+                    let v1::Rejection { counter, code, message, next_counter, retry_after_ms, current } =
+                        rejection;
+                    v1::Reject { channel, counter, code, message, fix, next_counter, retry_after_ms, current }
                 });
                 Verdict { ack, reject }
             }
@@ -160,5 +161,6 @@ pub(super) fn reject(channel: u32, counter: u64, refusal: &Refusal) -> v1::Rejec
         fix: refusal.code.fix().to_owned(),
         next_counter: refusal.next_counter,
         retry_after_ms: refusal.retry_after_ms,
+        current: Bytes::new(),
     }
 }

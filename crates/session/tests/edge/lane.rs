@@ -241,7 +241,7 @@ proptest! {
     #[test]
     fn any_change_of_a_good_frame_is_survived(at in 0usize..60, byte in any::<u8>(), cut in 0usize..60) {
         let position = v1::Position { incarnation: 3, seq: 4, chain: vec![5; 16].into() };
-        let open = v1::Open { channel: 2, document: "other".to_owned(), replica: 9, have: Some(position) };
+        let open = v1::Open { channel: 2, document: "other".to_owned(), replica: 9, have: Some(position), ..v1::Open::default() };
         let mut bytes = encode_client(ClientFrame::Open(open)).to_vec();
         let len = bytes.len();
         bytes[at % len] = byte;

@@ -149,7 +149,7 @@ pub(crate) fn hello(version_min: u32, version_max: u32) -> ClientFrame {
 }
 
 pub(crate) fn open(channel: u32, document: &str) -> ClientFrame {
-    ClientFrame::Open(v1::Open { channel, document: document.to_owned(), replica: 9, have: None })
+    ClientFrame::Open(v1::Open { channel, document: document.to_owned(), replica: 9, ..v1::Open::default() })
 }
 
 pub(crate) fn push(channel: u32, first_counter: u64, count: u32) -> ClientFrame {

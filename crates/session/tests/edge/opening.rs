@@ -162,7 +162,13 @@ fn a_position_that_proves_nothing_is_evicted() {
         v1::Position { incarnation: 1, seq: 4, chain: vec![0; 17].into() },
         v1::Position { incarnation: 0, seq: 4, chain: vec![0; 16].into() },
     ] {
-        let open = v1::Open { channel: 1, document: "demo".to_owned(), replica: 9, have: Some(have) };
+        let open = v1::Open {
+            channel: 1,
+            document: "demo".to_owned(),
+            replica: 9,
+            have: Some(have),
+            ..v1::Open::default()
+        };
         session.says(ClientFrame::Open(open)).is_evicted_with(Code::Malformed, 1);
     }
 }

@@ -64,7 +64,7 @@ fn a_push_without_the_write_scope_is_rejected_and_the_twentieth_ends_the_session
 #[test]
 fn a_reader_may_not_push() {
     let mut session = Session::greeted();
-    let reader = v1::Open { channel: 1, document: "demo".to_owned(), replica: 0, have: None };
+    let reader = v1::Open { channel: 1, document: "demo".to_owned(), ..v1::Open::default() };
     let outcome = session.says(ClientFrame::Open(reader));
     let [Effect::Open { channel, replica: None, .. }] = outcome.asked[..] else { panic!("{outcome:?}") };
     let outcome = session.input(Input::Opened { channel, result: Ok(opened(0)) });
@@ -95,7 +95,7 @@ fn a_hole_in_the_counters_is_answered_with_the_counter_that_is_expected() {
         code: Code::MissingPredecessor.number(),
         message: "2 is missing".to_owned(),
         next_counter: 2,
-        retry_after_ms: 0,
+        ..v1::Rejection::default()
     };
     let result = Ok(Submitted { next_counter: 2, seq: Seq(0), rejection: Some(rejection) });
     let outcome = session.input(Input::Submitted { channel, result });
@@ -118,7 +118,7 @@ fn a_fork_is_rejected_with_what_the_owner_said() {
         code: Code::Fork.number(),
         message: "other bytes".to_owned(),
         next_counter: 0,
-        retry_after_ms: 0,
+        ..v1::Rejection::default()
     };
     let result = Ok(Submitted { next_counter: 1, seq: Seq(4), rejection: Some(rejection) });
     let outcome = session.input(Input::Submitted { channel, result });

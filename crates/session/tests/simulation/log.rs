@@ -180,5 +180,5 @@ impl Document {
 }
 
 fn reject(counter: u64, code: Code, next_counter: u64) -> v1::Rejection {
-    v1::Rejection { counter, code: code.number(), message: String::new(), next_counter, retry_after_ms: 0 }
+    v1::Rejection { counter, code: code.number(), next_counter, ..v1::Rejection::default() }
 }

@@ -206,7 +206,7 @@ pub(crate) fn grant(subject: &str) -> v1::Grant {
 }
 
 pub(crate) fn open_request(document: &str) -> v1::OpenRequest {
-    v1::OpenRequest { document: document.to_owned(), replica: 0, have: None, grant: Some(grant("ann")) }
+    v1::OpenRequest { document: document.to_owned(), grant: Some(grant("ann")), ..v1::OpenRequest::default() }
 }
 
 /// Somebody who types into one document.

@@ -211,6 +211,7 @@ impl DocumentService for Documents {
             next_counter: document.next_counters.get(&request.replica).copied().unwrap_or(0),
             state_bytes: state_bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
             epoch: 1,
+            ..v1::OpenHeader::default()
         };
         use v1::open_response::Part;
         let body = match state_bytes {

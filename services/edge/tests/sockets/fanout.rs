@@ -225,7 +225,8 @@ async fn a_new_edge_goes_on_where_a_lost_one_was() {
     let new = start_with(config(), bus, [("http://one", documents)]).await;
     let mut after = new.greet("write").await;
     let have = v1::Position { incarnation: 1004, seq: 1, chain: seen.chain };
-    let open = v1::Open { channel: 1, document: "demo".into(), replica: 3, have: Some(have) };
+    let open =
+        v1::Open { channel: 1, document: "demo".into(), replica: 3, have: Some(have), ..v1::Open::default() };
     after.send(v1::client_frame::Frame::Open(open)).await;
     let opened =
         after.find(|frame| if let ServerFrame::Opened(opened) = frame { Some(opened) } else { None }).await;

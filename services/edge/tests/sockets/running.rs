@@ -294,7 +294,7 @@ impl Client {
     }
 
     pub(crate) async fn ask_open(&mut self, channel: u32, document: &str, replica: u64) {
-        let open = v1::Open { channel, document: document.into(), replica, have: None };
+        let open = v1::Open { channel, document: document.into(), replica, ..v1::Open::default() };
         self.send(ClientFrame::Open(open)).await;
     }
 

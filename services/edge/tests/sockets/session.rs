@@ -155,7 +155,7 @@ async fn ten_thousand_opens_are_answered_and_bounded() {
     let (mut sink, mut stream) = client.socket.split();
     let flood = tokio::spawn(async move {
         for channel in 0..10_000u32 {
-            let open = v1::Open { channel, document: format!("d{channel}"), replica: 0, have: None };
+            let open = v1::Open { channel, document: format!("d{channel}"), ..v1::Open::default() };
             let frame = v1::ClientFrame { frame: Some(ClientFrame::Open(open)) };
             if sink.send(Message::Binary(frame.encode_to_vec().into())).await.is_err() {
                 return;
