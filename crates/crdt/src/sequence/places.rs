@@ -19,7 +19,15 @@ struct Entry {
 /// One replica's entries, in chunks so that an entry in the middle moves little.
 #[derive(Clone, Debug, Default)]
 struct List {
-    chunks: Vec<Vec<Entry>>,
+    chunks: Vec<Chunk>,
+}
+
+/// Some entries, at least one. The first one's counter stands here too, so that a search among chunks looks at
+/// nothing else.
+#[derive(Clone, Debug)]
+struct Chunk {
+    first: u32,
+    entries: Vec<Entry>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -38,7 +46,7 @@ impl Places {
     #[inline]
     pub(super) fn append(&mut self, id: Id, leaf: u32) {
         let list = self.list(id.client);
-        while let Some(&last) = list.chunks.last().and_then(|chunk| chunk.last()) {
+        while let Some(&last) = list.last() {
             debug_assert!(last.counter <= id.counter, "ids come in order");
             if last.leaf == leaf {
                 return;
@@ -47,9 +55,9 @@ impl Places {
                 break;
             }
             // Left behind by a move: it says where what comes next is, and now that comes.
-            list.remove(list.chunks.len() - 1, list.chunks[list.chunks.len() - 1].len() - 1);
+            list.pop();
         }
-        list.insert(Entry { counter: id.counter, leaf });
+        list.push(Entry { counter: id.counter, leaf });
     }
 
     /// Says that the `len` elements from `id` on are in `leaf` now.
@@ -76,97 +84,140 @@ impl Places {
     pub(super) fn memory_bytes(&self) -> usize {
         let chunks = self.lists.iter().flat_map(|list| &list.chunks);
         self.lists.capacity() * size_of::<List>()
-            + self.lists.iter().map(|list| list.chunks.capacity() * size_of::<Vec<Entry>>()).sum::<usize>()
-            + chunks.map(|chunk| chunk.capacity() * size_of::<Entry>()).sum::<usize>()
+            + self.lists.iter().map(|list| list.chunks.capacity() * size_of::<Chunk>()).sum::<usize>()
+            + chunks.map(|chunk| chunk.entries.capacity() * size_of::<Entry>()).sum::<usize>()
     }
 }
 
 impl List {
     #[inline]
     fn leaf(&self, counter: u32) -> Option<u32> {
-        let last = self.chunks.last()?.last()?;
+        let last = self.last()?;
         if last.counter <= counter {
             return Some(last.leaf);
         }
-        let (chunk, n) = self.covering(counter)?;
-        Some(self.chunks[chunk][n].leaf)
+        let entries = &self.chunks[self.covering(counter)?].entries;
+        Some(entries[entries.partition_point(|entry| entry.counter <= counter) - 1].leaf)
     }
 
-    /// Where the entry is that covers `counter`.
-    fn covering(&self, counter: u32) -> Option<(usize, usize)> {
-        let chunk = self.chunks.partition_point(|chunk| chunk[0].counter <= counter).checked_sub(1)?;
-        let n = self.chunks[chunk].partition_point(|entry| entry.counter <= counter);
-        Some((chunk, n - 1))
+    /// The chunk whose entries cover `counter`.
+    #[inline]
+    fn covering(&self, counter: u32) -> Option<usize> {
+        self.chunks.partition_point(|chunk| chunk.first <= counter).checked_sub(1)
     }
 
     /// Makes `from..to` belong to `leaf`, and leaves what comes after as it is.
     fn assign(&mut self, from: u32, to: u32, leaf: u32) {
-        let after = self.leaf_before(to);
-        // Whatever started inside is gone.
-        while let Some((chunk, n)) = self.first_at_or_after(from) {
-            if self.chunks[chunk][n].counter >= to {
-                break;
+        let Some(mut at) = self.covering(from) else { return self.assign_at_start(from, to, leaf) };
+        // Two more may come.
+        if self.chunks[at].entries.len() + 2 > CHUNK {
+            self.split(at);
+            at += usize::from(self.chunks[at + 1].first <= from);
+        }
+        // What covers the counter before `to`, until now.
+        let mut after = None;
+        while let Some(next) = self.chunks.get_mut(at + 1).filter(|next| next.first < to) {
+            let gone = next.entries.partition_point(|entry| entry.counter < to);
+            after = Some(next.entries[gone - 1].leaf);
+            next.entries.drain(..gone);
+            match next.entries.first() {
+                Some(first) => next.first = first.counter,
+                None => drop(self.chunks.remove(at + 1)),
             }
-            self.remove(chunk, n);
         }
-        if self.leaf_before(from) != Some(leaf) {
-            self.insert(Entry { counter: from, leaf });
-        }
-        // What follows needs an entry of its own, unless it has one, or nothing follows at all.
-        let next = self.first_at_or_after(to).filter(|&(chunk, n)| self.chunks[chunk][n].counter == to);
-        match (next, after) {
-            (Some((chunk, n)), _) if self.chunks[chunk][n].leaf == leaf => self.remove(chunk, n),
-            (None, Some(after)) if after != leaf => self.insert(Entry { counter: to, leaf: after }),
-            _ => {}
-        }
-    }
-
-    /// What covers the counter just below `counter`, seen from above.
-    fn leaf_before(&self, counter: u32) -> Option<u32> {
-        let (chunk, n) = self.covering(counter.checked_sub(1)?)?;
-        Some(self.chunks[chunk][n].leaf)
-    }
-
-    fn first_at_or_after(&self, counter: u32) -> Option<(usize, usize)> {
-        let (chunk, n) = match counter.checked_sub(1).and_then(|before| self.covering(before)) {
-            Some((chunk, n)) => (chunk, n + 1),
-            None => (0, 0),
+        let entries = &self.chunks[at].entries;
+        let begin = entries.partition_point(|entry| entry.counter < from);
+        let gone = entries[begin..].iter().take_while(|entry| entry.counter < to).count();
+        let after = after.unwrap_or_else(|| entries[begin + gone - 1].leaf);
+        let before = match begin.checked_sub(1) {
+            Some(before) => Some(entries[before].leaf),
+            None => at.checked_sub(1).and_then(|at| self.chunks[at].entries.last()).map(|entry| entry.leaf),
         };
-        if n < self.chunks.get(chunk)?.len() {
-            return Some((chunk, n));
-        }
-        (chunk + 1 < self.chunks.len()).then_some((chunk + 1, 0))
-    }
-
-    fn insert(&mut self, entry: Entry) {
-        if self.chunks.is_empty() {
-            self.chunks.push(vec![entry]);
-            return;
-        }
-        let (chunk, n) = match self.covering(entry.counter) {
-            Some((chunk, n)) => (chunk, n + 1),
-            None => (0, 0),
-        };
-        if self.chunks[chunk].len() < CHUNK {
-            self.chunks[chunk].insert(n, entry);
-            return;
-        }
-        // At the end of the list the full chunk stays full, as typing goes on behind it.
-        let at_end = chunk + 1 == self.chunks.len() && n == CHUNK;
-        let upper = if at_end { Vec::new() } else { self.chunks[chunk].split_off(CHUNK / 2) };
-        let lower = self.chunks[chunk].len();
-        self.chunks.insert(chunk + 1, upper);
-        if n > lower || at_end {
-            self.chunks[chunk + 1].insert(n - lower, entry);
-        } else {
-            self.chunks[chunk].insert(n, entry);
+        let next = entries.get(begin + gone).or_else(|| self.chunks.get(at + 1)?.entries.first()).copied();
+        let starts = (before != Some(leaf)).then_some(Entry { counter: from, leaf });
+        // What follows needs an entry of its own, unless it has one.
+        let followed = next.is_some_and(|next| next.counter == to);
+        let ends = (!followed && after != leaf).then_some(Entry { counter: to, leaf: after });
+        self.replace(at, begin, gone, [starts, ends]);
+        if followed && next.is_some_and(|next| next.leaf == leaf) {
+            self.remove_at(to);
         }
     }
 
-    fn remove(&mut self, chunk: usize, n: usize) {
-        self.chunks[chunk].remove(n);
-        if self.chunks[chunk].is_empty() {
-            self.chunks.remove(chunk);
+    /// [`assign`](List::assign) before everything that is known.
+    fn assign_at_start(&mut self, from: u32, to: u32, leaf: u32) {
+        let entry = Entry { counter: from, leaf };
+        match self.chunks.first_mut() {
+            None => self.push(entry),
+            Some(chunk) => {
+                // It covers up to what was first, as if that had always been.
+                chunk.first = from;
+                chunk.entries.insert(0, entry);
+                self.assign(from, to, leaf);
+            }
+        }
+    }
+
+    /// Puts entries into the place of `gone` others of a chunk.
+    #[inline]
+    fn replace(&mut self, at: usize, begin: usize, gone: usize, new: [Option<Entry>; 2]) {
+        let chunk = &mut self.chunks[at];
+        match (gone, new) {
+            (0, [None, None]) => return,
+            (1, [Some(entry), None] | [None, Some(entry)]) => chunk.entries[begin] = entry,
+            (2, [Some(starts), Some(ends)]) => {
+                chunk.entries[begin] = starts;
+                chunk.entries[begin + 1] = ends;
+            }
+            _ => {
+                chunk.entries.splice(begin..begin + gone, new.into_iter().flatten());
+            }
+        }
+        match chunk.entries.first() {
+            Some(first) => chunk.first = first.counter,
+            None => drop(self.chunks.remove(at)),
+        }
+    }
+
+    /// Cuts a chunk in two.
+    fn split(&mut self, at: usize) {
+        let chunk = &mut self.chunks[at];
+        let entries = chunk.entries.split_off(chunk.entries.len() / 2);
+        self.chunks.insert(at + 1, Chunk { first: entries[0].counter, entries });
+    }
+
+    /// Removes the entry of exactly that counter.
+    fn remove_at(&mut self, counter: u32) {
+        let Some(at) = self.covering(counter) else { return };
+        let begin = self.chunks[at].entries.partition_point(|entry| entry.counter < counter);
+        self.replace(at, begin, 1, [None, None]);
+    }
+
+    #[inline]
+    fn last(&self) -> Option<&Entry> {
+        self.chunks.last()?.entries.last()
+    }
+
+    fn pop(&mut self) {
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.entries.pop();
+            if chunk.entries.is_empty() {
+                self.chunks.pop();
+            }
+        }
+    }
+
+    /// Adds an entry behind all others. A full chunk stays full, as typing goes on behind it.
+    fn push(&mut self, entry: Entry) {
+        match self.chunks.last_mut() {
+            Some(chunk) if chunk.entries.len() < CHUNK => chunk.entries.push(entry),
+            _ => {
+                // Most replicas of a crowd never have another chunk.
+                if self.chunks.is_empty() {
+                    self.chunks.reserve_exact(1);
+                }
+                self.chunks.push(Chunk { first: entry.counter, entries: vec![entry] });
+            }
         }
     }
 }
@@ -202,7 +253,12 @@ mod tests {
             for (counter, &leaf) in plain.iter().enumerate() {
                 assert_eq!(places.leaf(Id::new(0, counter as u32)), Some(leaf), "counter {counter}");
             }
-            for pair in places.lists[0].chunks.concat().windows(2) {
+            let chunks = &places.lists[0].chunks;
+            for chunk in chunks {
+                assert!(chunk.entries.len() <= CHUNK && chunk.entries[0].counter == chunk.first);
+            }
+            let entries: Vec<Entry> = chunks.iter().flat_map(|chunk| chunk.entries.clone()).collect();
+            for pair in entries.windows(2) {
                 assert!(pair[0].counter < pair[1].counter, "sorted");
                 assert_ne!(pair[0].leaf, pair[1].leaf, "what can be one entry is one");
             }
