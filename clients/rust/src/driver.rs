@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use manyhands_proto::v1::Recovery;
+use manyhands_proto::v1::{Recovery, Strategy};
 use manyhands_proto::{Code, Position};
 use manyhands_session::client::{
     Client as Machine, ClientConfig, ConnectionState, Effect, Event, HandshakeRefusal, Input,
@@ -441,6 +441,7 @@ fn opening(open: &OpenDocument) -> Input {
         document: open.name.clone(),
         replica: Some(open.replica),
         have: open.position.filter(|position: &Position| position.seq.0 > 0),
+        strategy: Strategy::Unspecified,
     }
 }
 

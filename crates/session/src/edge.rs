@@ -289,7 +289,9 @@ impl Edge {
                 let id = ChannelId { number, opening: self.openings };
                 let replica = (open.replica != 0).then_some(ReplicaId(open.replica));
                 let writes = self.token.grant().allows(&document, Scope::Write);
-                self.channels.insert(number, Channel::new(id, document, replica, have, writes));
+                let channel = Channel::new(id, document, replica, have, writes);
+                let channel = channel.with_terms(open.strategy(), open.heads);
+                self.channels.insert(number, channel);
                 Ok(())
             }
             Err(refusal) => {

@@ -110,7 +110,13 @@ impl Device {
 }
 
 fn open(have: Option<Position>) -> Input {
-    Input::Open { channel: 5, document: "demo".parse().unwrap(), replica: Some(ReplicaId(9)), have }
+    Input::Open {
+        channel: 5,
+        document: "demo".parse().unwrap(),
+        replica: Some(ReplicaId(9)),
+        have,
+        strategy: v1::Strategy::Unspecified,
+    }
 }
 
 fn change(counter: u64) -> OutgoingChange {

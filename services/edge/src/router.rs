@@ -478,13 +478,16 @@ async fn collect(
     }
     let header = header.ok_or_else(cut_short)?;
     let position = header.position.as_ref().and_then(position_from_wire).ok_or_else(unusable)?;
+    let epoch = Epoch(header.epoch);
     let state_bytes: usize = state.iter().map(Bytes::len).sum();
     if state_bytes as u64 != header.state_bytes {
         return Err(cut_short());
     }
     let body = if header.recovery() == v1::Recovery::State { Body::State(state) } else { Body::Tail(tail) };
-    let opened = Opened { position, next_counter: header.next_counter, body };
-    Ok(OpenedDocument { opened, epoch: Epoch(header.epoch) })
+    let strategy = header.strategy();
+    let v1::OpenHeader { next_counter, heads, max_base, .. } = header;
+    let opened = Opened { position, next_counter, body, strategy, heads, max_base };
+    Ok(OpenedDocument { opened, epoch })
 }
 
 /// A refusal that says what the table says.

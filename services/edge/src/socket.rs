@@ -300,13 +300,14 @@ impl Session {
                 outgoing.push(Message::Binary(frame));
             }
             Effect::Ping => outgoing.push(Message::Ping(Bytes::new())),
-            Effect::Open { channel, document, replica, have } => {
+            Effect::Open { channel, document, replica, have, heads, strategy } => {
                 let request = v1::OpenRequest {
                     document: document.to_string(),
                     replica: replica.map_or(0, |replica| replica.0),
                     have: have.as_ref().map(position_to_wire),
                     grant: Some(self.machine.grant().to_wire()),
-                    ..v1::OpenRequest::default()
+                    strategy: strategy.into(),
+                    heads,
                 };
                 self.open(channel, document, request);
             }

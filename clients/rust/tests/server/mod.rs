@@ -362,7 +362,7 @@ impl Live {
         let world = self.world.clone();
         let mut inner = world.lock();
         match effect {
-            Effect::Open { channel, document, replica, have } => {
+            Effect::Open { channel, document, replica, have, .. } => {
                 let tails_only = inner.tails_only;
                 let owned = inner.owned(&document);
                 let tip = owned.tip();
@@ -379,7 +379,7 @@ impl Live {
                 }
                 drop(inner);
                 let mut inputs =
-                    vec![Input::Opened { channel, result: Ok(Opened { position: tip, next_counter, body }) }];
+                    vec![Input::Opened { channel, result: Ok(Opened::new(tip, next_counter, body)) }];
                 inputs.extend(self.news());
                 inputs
             }

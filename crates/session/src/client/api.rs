@@ -93,6 +93,9 @@ pub enum Input {
         replica: Option<ReplicaId>,
         /// What the application has. It must hold everything up to there.
         have: Option<Position>,
+        /// How the document is to merge, which decides it for a new one and must fit any other;
+        /// `Unspecified` takes what there is.
+        strategy: v1::Strategy,
     },
     /// A local change, already applied; it stays in the outbox until it is acknowledged or handed back.
     Submit {
@@ -218,6 +221,8 @@ pub enum Event {
         can_write: bool,
         /// The replica's first counter that the log does not have.
         next_counter: u64,
+        /// How the document's maps merge; `Unspecified` if the server is older than this.
+        strategy: v1::Strategy,
     },
     /// The whole state: replaces what the application has. The changes that the outbox still holds are to
     /// be applied on top.

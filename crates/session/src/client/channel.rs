@@ -16,6 +16,7 @@ pub(super) struct Channel {
     number: u32,
     document: DocumentName,
     replica: Option<ReplicaId>,
+    strategy: v1::Strategy,
     phase: Phase,
     /// What the application has.
     position: Option<Position>,
@@ -90,6 +91,7 @@ impl Channel {
             number,
             document,
             replica,
+            strategy: v1::Strategy::Unspecified,
             phase: Phase::Closed { open_at: Duration::ZERO },
             position: None,
             lineage: None,
@@ -121,7 +123,8 @@ impl Channel {
     }
 
     /// The application opens it, with what it has.
-    pub(super) fn open_again(&mut self, now: Duration, have: Option<Position>) {
+    pub(super) fn open_again(&mut self, now: Duration, have: Option<Position>, strategy: v1::Strategy) {
+        self.strategy = strategy;
         self.position = have.filter(|have| have.seq.0 > 0);
         self.lineage = self.position.map(|position| position.incarnation).or(self.lineage);
         self.close(now);
@@ -151,7 +154,8 @@ impl Channel {
             document: self.document.to_string(),
             replica: self.replica.map_or(0, |replica| replica.0),
             have: self.position.as_ref().map(position_to_wire),
-            ..v1::Open::default()
+            strategy: self.strategy.into(),
+            heads: Vec::new(),
         };
         send(ClientFrame::Open(open), out);
     }
@@ -195,6 +199,7 @@ impl Channel {
             position,
             can_write: opened.can_write,
             next_counter: opened.next_counter,
+            strategy: opened.strategy(),
         }));
         self.outbox.restart();
         self.judge_history(incarnation, opened.next_counter, out);

@@ -164,12 +164,27 @@ pub struct Opened {
     pub next_counter: u64,
     /// What follows.
     pub body: Body,
+    /// How the document's maps merge.
+    pub strategy: v1::Strategy,
+    /// The entries at `position` that no other had seen, by hash.
+    pub heads: Vec<v1::Head>,
+    /// The newest seq that an entry up to `position` names as its base.
+    pub max_base: u64,
+}
+
+impl Opened {
+    /// An answer about a document of the usual strategy, without heads.
+    #[must_use]
+    pub fn new(position: Position, next_counter: u64, body: Body) -> Opened {
+        let strategy = v1::Strategy::Crdt;
+        Opened { position, next_counter, body, strategy, heads: Vec::new(), max_base: 0 }
+    }
 }
 
 /// What brings a client up to date.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// What the client has is a true prefix; these come after it. May end before the position: the rest is
+    /// What the client has is a true prefix, or its heads are known; these come after it. May end before the position: the rest is
     /// fetched.
     Tail(Vec<SharedRun>),
     /// The whole state, in pieces of at most 256 KiB.
@@ -213,6 +228,10 @@ pub enum Effect {
         replica: Option<ReplicaId>,
         /// What the client has.
         have: Option<Position>,
+        /// The heads that the client has instead; empty with a position, and mostly otherwise.
+        heads: Vec<Bytes>,
+        /// How the document is to merge; `Unspecified` if the client does not mind.
+        strategy: v1::Strategy,
     },
     /// Hand changes to the owner; answer with [`Input::Submitted`]. At most one at a time for a channel.
     Submit {

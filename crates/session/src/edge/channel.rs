@@ -20,6 +20,8 @@ pub(super) struct Channel {
     document: DocumentName,
     replica: Option<ReplicaId>,
     have: Option<Position>,
+    heads: Vec<Bytes>,
+    strategy: v1::Strategy,
     /// Whether the token allows it.
     writes: bool,
     phase: Phase,
@@ -84,6 +86,8 @@ impl Channel {
             document,
             replica,
             have,
+            heads: Vec::new(),
+            strategy: v1::Strategy::Unspecified,
             writes,
             phase: Phase::Waiting,
             newest: Seq(0),
@@ -91,6 +95,13 @@ impl Channel {
             presence: None,
             presence_at: Duration::ZERO,
         }
+    }
+
+    /// What else the client asked for.
+    pub(super) fn with_terms(self, strategy: v1::Strategy, heads: Vec<Bytes>) -> Channel {
+        // A position says more, and is always enough.
+        let heads = if self.have.is_some() { Vec::new() } else { heads };
+        Channel { strategy, heads, ..self }
     }
 
     pub(super) fn id(&self) -> ChannelId {
@@ -113,6 +124,8 @@ impl Channel {
             document: self.document.clone(),
             replica: self.replica,
             have: self.have,
+            heads: self.heads.clone(),
+            strategy: self.strategy,
         });
         true
     }
@@ -127,7 +140,7 @@ impl Channel {
         with: &mut Surroundings<'_>,
         out: &mut Vec<Effect>,
     ) -> Step {
-        let Opened { position, next_counter, body } = result?;
+        let Opened { position, next_counter, body, strategy, heads, max_base: _ } = result?;
         if !matches!(self.phase, Phase::Opening) {
             return Ok(());
         }
@@ -140,7 +153,13 @@ impl Channel {
                 if self.have.is_some_and(|have| have.incarnation != position.incarnation) {
                     return Err(Refusal::new(Code::Internal, "a tail of another history"));
                 }
-                let sent = self.have.map_or(Seq(0), |have| have.seq);
+                // Who named heads has what is before the first entry that comes now.
+                let known = match runs.first() {
+                    _ if self.heads.is_empty() => Seq(0),
+                    Some(run) => Seq(run.first().0.saturating_sub(1)),
+                    None => position.seq,
+                };
+                let sent = self.have.map_or(known, |have| have.seq);
                 (v1::Recovery::Tail, sent, self.have.map(|have| have.chain), VecDeque::new(), runs)
             }
         };
@@ -159,7 +178,8 @@ impl Channel {
             next_counter,
             can_write: self.writes && self.replica.is_some(),
             state_bytes: state_bytes as u64,
-            ..v1::Opened::default()
+            strategy: strategy.into(),
+            heads: heads.into_iter().map(|head| head.hash).collect(),
         };
         with.queue.send(with.now, ServerFrame::Opened(opened), out);
         self.newest = self.newest.max(position.seq);

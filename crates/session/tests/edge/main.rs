@@ -166,7 +166,7 @@ pub(crate) fn position(seq: u64) -> Position {
 }
 
 pub(crate) fn opened(seq: u64) -> Opened {
-    Opened { position: position(seq), next_counter: 0, body: Body::Tail(Vec::new()) }
+    Opened::new(position(seq), 0, Body::Tail(Vec::new()))
 }
 
 pub(crate) fn run(first_seq: u64, count: u32, bytes: usize) -> SharedRun {

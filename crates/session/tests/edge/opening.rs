@@ -6,8 +6,8 @@ use bytes::Bytes;
 use manyhands_proto::v1::client_frame::Frame as ClientFrame;
 use manyhands_proto::v1::server_frame::Frame as ServerFrame;
 use manyhands_proto::{Code, v1};
-use manyhands_session::edge::{EdgeConfig, Effect, Input};
-use manyhands_session::{Limits, encode_client};
+use manyhands_session::edge::{Body, EdgeConfig, Effect, Input, Opened};
+use manyhands_session::{Limits, SharedRun, encode_client};
 
 use crate::*;
 
@@ -266,4 +266,59 @@ fn a_refused_open_evicts_the_channel_and_its_number_is_free() {
     outcome.is_evicted_with(Code::Unavailable, 1);
     assert!(matches!(outcome.asked[..], [Effect::Leave { .. }]));
     session.open_demo(1);
+}
+
+/// What a client that keeps no position asks for.
+fn open_with_heads(heads: &[u8]) -> ClientFrame {
+    let heads = heads.iter().map(|&head| Bytes::from(vec![head; 16])).collect();
+    let strategy = v1::Strategy::Lww.into();
+    ClientFrame::Open(v1::Open {
+        channel: 1,
+        document: "demo".to_owned(),
+        heads,
+        strategy,
+        ..v1::Open::default()
+    })
+}
+
+#[test]
+fn strategy_and_heads_go_to_the_owner_and_come_back() {
+    let mut session = Session::greeted();
+    let outcome = session.says(open_with_heads(&[1, 2]));
+    let [Effect::Open { channel, heads, strategy: v1::Strategy::Lww, .. }] = &outcome.asked[..] else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(heads.len(), 2);
+    let head = v1::Head { hash: vec![7; 16].into(), replica: 9, seq: 5 };
+    let answer = Opened { strategy: v1::Strategy::Lww, heads: vec![head], max_base: 4, ..opened(5) };
+    let outcome = session.input(Input::Opened { channel: *channel, result: Ok(answer) });
+    let [ServerFrame::Opened(opened)] = &outcome.frames[..] else { panic!("{outcome:?}") };
+    assert_eq!(opened.strategy(), v1::Strategy::Lww);
+    assert_eq!(opened.heads, [Bytes::from(vec![7; 16])]);
+}
+
+#[test]
+fn a_tail_behind_heads_begins_where_the_owner_says_and_goes_on_from_there() {
+    let tail = |runs| Opened::new(position(5), 0, Body::Tail(runs));
+    for (runs, next) in [(vec![run(4, 2, 10)], 6), (Vec::new(), 6)] {
+        let mut session = Session::greeted();
+        let outcome = session.says(open_with_heads(&[1]));
+        let [Effect::Open { channel, .. }] = outcome.asked[..] else { panic!("{outcome:?}") };
+        let first = runs.first().map(SharedRun::first);
+        let outcome = session.input(Input::Opened { channel, result: Ok(tail(runs)) });
+        let sent: Vec<u64> = deltas(&outcome.frames).iter().map(|&(seq, _)| seq).collect();
+        assert_eq!(sent, first.iter().map(|seq| seq.0).collect::<Vec<_>>());
+        assert!(outcome.asked.is_empty(), "nothing is missing: {outcome:?}");
+        let outcome = session.input(Input::Entries { channel, run: run(next, 1, 10) });
+        assert_eq!(deltas(&outcome.frames), [(next, 1)]);
+    }
+}
+
+#[test]
+fn a_client_with_a_position_needs_no_heads() {
+    let mut session = Session::greeted();
+    let ClientFrame::Open(open) = open_with_heads(&[1]) else { unreachable!() };
+    let have = v1::Position { incarnation: 1, seq: 4, chain: vec![0; 16].into() };
+    let outcome = session.says(ClientFrame::Open(v1::Open { have: Some(have), ..open }));
+    assert!(matches!(&outcome.asked[..], [Effect::Open { heads, .. }] if heads.is_empty()), "{outcome:?}");
 }

@@ -249,7 +249,7 @@ fn a_state_goes_out_as_there_is_room_and_what_came_meanwhile_is_fetched() {
     let [Effect::Open { channel, .. }] = outcome.asked[..] else { panic!("{outcome:?}") };
     let chunk = Bytes::from(vec![3; 200 * 1024]);
     let body = Body::State(vec![chunk; 5]);
-    let result = Ok(Opened { position: position(8), next_counter: 0, body });
+    let result = Ok(Opened::new(position(8), 0, body));
     let outcome = session.input(Input::Opened { channel, result });
     let states = |outcome: &Outcome| {
         let state = |frame: &ServerFrame| match frame {

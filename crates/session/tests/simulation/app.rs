@@ -52,6 +52,7 @@ impl App {
             document: document.parse().unwrap(),
             replica: replica.map(ReplicaId),
             have: None,
+            strategy: v1::Strategy::Unspecified,
         }
     }
 

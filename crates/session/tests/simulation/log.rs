@@ -151,13 +151,13 @@ impl Document {
             let mut state = Vec::new();
             self.entries.iter().for_each(|entry| entry.write(&mut state));
             let chunks = state.chunks(100).map(Bytes::copy_from_slice).collect();
-            return Opened { position, next_counter, body: Body::State(chunks) };
+            return Opened::new(position, next_counter, Body::State(chunks));
         }
         // A tail may end early; the rest is fetched.
         let end = self.entries.len().min(have + 40);
         let middle = have + (end - have) / 2;
         let runs = [self.run(have, middle), self.run(middle, end)].into_iter().flatten().collect();
-        Opened { position, next_counter, body: Body::Tail(runs) }
+        Opened::new(position, next_counter, Body::Tail(runs))
     }
 
     pub(crate) fn fetch(&self, after: Seq) -> Fetched {

@@ -518,7 +518,7 @@ impl World {
                     self.tell_edge(id, edge::Input::Heard);
                 }
             }
-            edge::Effect::Open { channel, document, replica, have } => {
+            edge::Effect::Open { channel, document, replica, have, .. } => {
                 let document = index(&document);
                 let replica = replica.map(|replica| replica.0);
                 self.after(delay, Happening::Open { socket: id, channel, document, replica, have });
