@@ -25,6 +25,11 @@ const DELETE_ONE: u8 = 1 << 4;
 const DELETE_MANY: u8 = 1 << 5;
 const DELETE_RESERVED: u8 = 0xc0;
 
+/// Headers of keystrokes.
+const TYPED: u8 = KIND_INSERT << 1 | LEFT_PREVIOUS << 3 | RIGHT_INHERITED << 5;
+const TYPED_ONE: u8 = TYPED | ONE;
+const DELETED_ONE: u8 = KIND_DELETE << 1 | DELETE_ONE;
+
 pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 /// A reference as a body makes it.
@@ -67,6 +72,15 @@ pub(crate) enum RawOp<'a> {
     Insert(RawInsert<'a>),
     /// The ranges were put into the scratch of the reader.
     Delete,
+}
+
+/// A change of one op that goes on where its author was: what most changes are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Keystroke<'a> {
+    /// Behind the author's op before, with the right origin of that.
+    Typed { text: &'a str, len: u32 },
+    /// One own element, by its distance.
+    Deleted { distance: u64 },
 }
 
 /// What a reader collects on the side; kept between bodies, so that nothing is allocated for each.
@@ -132,6 +146,25 @@ fn read_insert<'a>(
         return Err(Malformed { offset: text_start, flaw: Flaw::NotCanonical });
     }
     Ok(RawInsert { left, right, name, text, len })
+}
+
+/// Reads a body that is one keystroke; any other one, also a malformed one, is left unread. Clears
+/// `scratch.indices`, as a keystroke refers to nobody else.
+#[inline]
+pub(crate) fn read_keystroke<'a>(reader: &mut Reader<'a>, scratch: &mut Scratch) -> Option<Keystroke<'a>> {
+    let mut ahead = reader.clone();
+    scratch.indices.clear();
+    let header = ahead.byte().ok()?;
+    let keystroke = match header {
+        TYPED | TYPED_ONE => {
+            let RawInsert { text, len, .. } = read_insert(&mut ahead, header, scratch).ok()?;
+            Keystroke::Typed { text, len }
+        }
+        DELETED_ONE => Keystroke::Deleted { distance: distance(&mut ahead, 1).ok()? },
+        _ => return None,
+    };
+    *reader = ahead;
+    Some(keystroke)
 }
 
 fn read_delete(reader: &mut Reader<'_>, header: u8, scratch: &mut Scratch) -> Result<(), Malformed> {

@@ -29,6 +29,7 @@ mod document;
 mod edit;
 mod error;
 mod id;
+mod keystroke;
 mod receive;
 mod record;
 mod sequence;

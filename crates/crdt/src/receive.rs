@@ -112,17 +112,36 @@ impl Document {
             }
             self.replicas[client as usize].logged = end as u32;
         } else {
-            self.check(client, replica, self.limits.doubled(), reader)?;
-            if client as usize == self.replicas.len() {
-                self.add_replica(replica);
-            }
-            let next = self.integrate(client, entries, on);
+            let next = self.receive_body(client, replica, entries, reader, on)?;
             self.replicas[client as usize].logged = next;
         }
         if head.new.is_some() {
             self.give_index(client);
         }
         Ok(())
+    }
+
+    fn receive_body(
+        &mut self,
+        client: Client,
+        replica: ReplicaId,
+        entries: &[u8],
+        reader: &mut Reader<'_>,
+        on: &mut impl Observer,
+    ) -> Result<u32, Refusal> {
+        let limits = self.limits.doubled();
+        let start = reader.clone();
+        if let Some(keystroke) = body::read_keystroke(reader, &mut self.scratch) {
+            if let Some(next) = self.keystroke(client, limits, &keystroke, on) {
+                return Ok(next);
+            }
+            *reader = start;
+        }
+        self.check(client, replica, limits, reader)?;
+        if client as usize == self.replicas.len() {
+            self.add_replica(replica);
+        }
+        Ok(self.integrate(client, entries, on))
     }
 
     /// Whose entry it is. A first entry must bring the next log index and a replica that has none.

@@ -13,6 +13,7 @@ pub(crate) mod naive;
 mod places;
 mod read;
 mod tree;
+mod typing;
 mod widths;
 
 pub(crate) use widths::Widths;
