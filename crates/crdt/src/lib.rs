@@ -45,3 +45,6 @@ pub use id::{Hash, OpId, ReplicaId, VersionVector};
 pub use receive::Patch;
 pub use record::{Entries, EntryRef, EntryWriter, PushChanges, PushWriter, read_entries, read_push};
 pub use text::{Anchor, Bias, Text};
+
+#[cfg(test)]
+mod tests;

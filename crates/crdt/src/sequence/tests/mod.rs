@@ -19,6 +19,10 @@ impl Random {
         (z ^ (z >> 31)) % n
     }
 
+    pub(crate) fn at(&mut self, n: usize) -> usize {
+        self.below(n as u64) as usize
+    }
+
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
@@ -355,16 +359,8 @@ fn many(seeds: std::ops::Range<u64>, hostile: bool) -> (usize, usize) {
 
 // enforces: I-5
 #[test]
-fn random_histories_agree_with_the_list_and_converge() {
-    let (inserts, contested) = many(0..10_000, false);
-    let share = contested * 100 / inserts;
-    assert!(share >= 30, "{contested} of {inserts} insertions had a rival, {share} %");
-}
-
-// enforces: I-5
-#[test]
-fn more_random_histories_agree_with_the_list_and_converge() {
-    let (inserts, contested) = many(10_000..20_000, false);
+fn every_copy_agrees_with_a_list_of_its_own_and_with_the_tree_of_the_paper() {
+    let (inserts, contested) = many(0..4_000, false);
     let share = contested * 100 / inserts;
     assert!(share >= 30, "{contested} of {inserts} insertions had a rival, {share} %");
 }
@@ -372,7 +368,7 @@ fn more_random_histories_agree_with_the_list_and_converge() {
 // enforces: I-5
 #[test]
 fn origins_that_no_honest_editor_makes_converge_too() {
-    many(0..5_000, true);
+    many(0..4_000, true);
 }
 
 /// Delivers in every order that causality allows, and counts the orders.
