@@ -21,5 +21,11 @@ pub mod v1 {
 /// The WebSocket subprotocol of the binary protocol.
 pub const SUBPROTOCOL: &str = "manyhands.v1";
 
+/// The WebSocket subprotocol of the JSON dialect with its extensions; without any, the dialect is the bare one.
+pub const JSON_SUBPROTOCOL: &str = "manyhands.json.v1";
+
+/// Another name of [`JSON_SUBPROTOCOL`].
+pub const JSON_EXT_SUBPROTOCOL: &str = "manyhands.json.v1.ext";
+
 /// The version of the binary protocol that this build speaks, the oldest and the newest.
 pub const PROTOCOL_VERSIONS: (u32, u32) = (1, 1);

@@ -14,6 +14,7 @@ pub mod edge;
 pub mod feed;
 mod frame;
 mod grant;
+pub mod json;
 mod limits;
 mod run;
 

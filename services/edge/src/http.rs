@@ -10,8 +10,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, any};
+use axum::routing::{any, get};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,9 +26,11 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::auth::{self, Offer};
+use crate::errors;
 use crate::origin::Origins;
 use crate::problem::Problem;
 use crate::socket::{self, Admitted, Node};
+use crate::users;
 
 /// Headers of a request: how many, in how many bytes, and in what time they must have come.
 const HEADERS_MAX: usize = 64;
@@ -48,27 +51,26 @@ pub(crate) struct Face {
 
 /// The routes of the edge, without those that every process has.
 pub(crate) fn routes(face: Arc<Face>) -> Router {
-    let sync: fn() -> MethodRouter<Arc<Face>> = || any(sync);
     Router::new()
-        .route("/v1/sync", sync())
-        .route("/v1/sync/{workspace}", sync())
+        .route("/v1/sync", any(sync))
+        .route("/v1/sync/{workspace}", any(sync))
+        .route("/v1/presence/{workspace}", any(users::list))
+        .route("/v1/errors", get(errors::list))
+        .route("/v1/errors/{code}", get(errors::one))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&face), for_pages))
         .fallback(|request: Request| async move {
             Problem::new(Code::NotFound, format!("There is nothing at {}.", request.uri().path()))
         })
         .with_state(face)
 }
 
-async fn sync(State(face): State<Arc<Face>>, mut request: Request) -> Response {
+/// Lets the pages on the list read the answer, also when it is no.
+async fn for_pages(State(face): State<Arc<Face>>, request: Request, next: Next) -> Response {
     let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = if request.method() == Method::OPTIONS {
         StatusCode::NO_CONTENT.into_response()
     } else {
-        face.handshake(&mut request).unwrap_or_else(|problem| {
-            metrics::counter!("manyhands_edge_handshakes_refused_total", "code" => problem.code().slug())
-                .increment(1);
-            tracing::debug!(address = auth::loggable(request.uri()), code = %problem.code(), "no socket");
-            problem.into_response()
-        })
+        next.run(request).await
     };
     if let Some(origin) = origin.filter(|origin| face.origins.allow(Some(origin))) {
         let headers = response.headers_mut();
@@ -81,10 +83,19 @@ async fn sync(State(face): State<Arc<Face>>, mut request: Request) -> Response {
     response
 }
 
+async fn sync(State(face): State<Arc<Face>>, mut request: Request) -> Response {
+    face.handshake(&mut request).unwrap_or_else(|problem| {
+        metrics::counter!("manyhands_edge_handshakes_refused_total", "code" => problem.code().slug())
+            .increment(1);
+        tracing::debug!(address = auth::loggable(request.uri()), code = %problem.code(), "no socket");
+        problem.into_response()
+    })
+}
+
 impl Face {
     /// Answers with 101 and starts the session, or says why not.
     fn handshake(&self, request: &mut Request) -> Result<Response, Problem> {
-        let workspace = workspace_of(request.uri().path())?;
+        let workspace = workspace_of(request.uri().path(), "/v1/sync/")?;
         let grant = self.check(request, workspace.as_ref())?;
         let accept = accept_key(request)?;
         let permit = self.socket_permit()?;
@@ -121,9 +132,7 @@ impl Face {
         if self.leaving.is_cancelled() {
             return Err(Problem::new(Code::ShuttingDown, "This edge takes no connections any more."));
         }
-        if !self.origins.allow(headers.get(header::ORIGIN)) {
-            return Err(Problem::new(Code::OriginRefused, "The Origin of this request is not on the list."));
-        }
+        self.check_origin(request)?;
         let offer = Offer::read(headers)?;
         let token = auth::token_of(headers, &offer, request.uri())?;
         let grant = self.node.verifier.verify(&token, self.node.wall_ms())?;
@@ -146,6 +155,14 @@ impl Face {
         Ok(grant)
     }
 
+    /// Whether the page that asks may be answered, if it is a page.
+    pub(crate) fn check_origin(&self, request: &Request) -> Result<(), Problem> {
+        if self.origins.allow(request.headers().get(header::ORIGIN)) {
+            return Ok(());
+        }
+        Err(Problem::new(Code::OriginRefused, "The Origin of this request is not on the list."))
+    }
+
     fn socket_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.sockets).try_acquire_owned().map_err(|_| {
             let detail =
@@ -159,8 +176,8 @@ impl Face {
 }
 
 /// The workspace as the path spells it; nothing is decoded, so that a document has one address.
-fn workspace_of(path: &str) -> Result<Option<DocumentName>, Problem> {
-    match path.strip_prefix("/v1/sync/") {
+pub(crate) fn workspace_of(path: &str, prefix: &str) -> Result<Option<DocumentName>, Problem> {
+    match path.strip_prefix(prefix) {
         None => Ok(None),
         Some(name) => name.parse().map(Some).map_err(|error: manyhands_proto::InvalidDocumentName| {
             Problem::new(Code::InvalidName, format!("{error}."))

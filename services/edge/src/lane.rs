@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, sleep_until};
 
 use crate::presence::roster::{Output, Roster, Viewer};
-use crate::presence::{Presence, TTL};
+use crate::presence::{Presence, TTL, Unavailable};
 
 /// Workers that talk to the store; a document's calls stay in order with one of them.
 const WORKERS: u16 = 4;
@@ -34,6 +34,7 @@ pub(crate) struct Lane {
 
 struct Shared {
     bus: SharedBus,
+    store: Arc<dyn Presence>,
     workers: Vec<mpsc::Sender<Call>>,
     state: Mutex<State>,
     stirred: Notify,
@@ -81,13 +82,14 @@ impl Lane {
         let (workers, queues): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| mpsc::channel(CALLS_MAX)).unzip();
         let shared = Arc::new(Shared {
             bus,
+            store,
             workers,
             state: Mutex::default(),
             stirred: Notify::new(),
             started: Instant::now(),
         });
         for queue in queues {
-            tokio::spawn(Arc::clone(&shared).work(Arc::clone(&store), queue));
+            tokio::spawn(Arc::clone(&shared).work(queue));
         }
         tokio::spawn(Arc::clone(&shared).tick());
         Lane { shared }
@@ -117,6 +119,32 @@ impl Lane {
         shared.stirred.notify_one();
         Presenter { shared: Arc::clone(shared), document, viewer }
     }
+
+    /// The sessions that show something in a document, on any edge. May be seconds old.
+    pub(crate) async fn peers(&self, document: &DocumentName) -> Result<Vec<v1::Peer>, Unavailable> {
+        let shared = &self.shared;
+        let stored = shared.store.roster(document).await;
+        let state = shared.lock();
+        if let Some(here) = state.roster.peers(document) {
+            let mut peers: BTreeMap<String, v1::Peer> =
+                here.map(|peer| (peer.session.clone(), peer.clone())).collect();
+            // Who has just left is still in the store.
+            let stored = stored.unwrap_or_default();
+            let others = decoded(stored).filter(|peer| state.roster.believes(shared.now(), document, peer));
+            others.for_each(|peer| {
+                peers.entry(peer.session.clone()).or_insert(peer);
+            });
+            return Ok(peers.into_values().collect());
+        }
+        drop(state);
+        Ok(decoded(stored?).collect())
+    }
+}
+
+fn decoded(entries: Vec<(String, Bytes)>) -> impl Iterator<Item = v1::Peer> {
+    let peers =
+        entries.into_iter().filter_map(|(session, entry)| Some((session, v1::Peer::decode(entry).ok()?)));
+    peers.filter(|(session, peer)| peer.session == *session).map(|(_, peer)| peer)
 }
 
 impl Presenter {
@@ -227,7 +255,8 @@ impl Shared {
         taken
     }
 
-    async fn work(self: Arc<Self>, store: Arc<dyn Presence>, mut calls: mpsc::Receiver<Call>) {
+    async fn work(self: Arc<Self>, mut calls: mpsc::Receiver<Call>) {
+        let store = &self.store;
         while let Some(call) = calls.recv().await {
             let failed = match call {
                 Call::Put { document, session, entry } => {

@@ -7,6 +7,7 @@
 
 mod auth;
 mod config;
+mod errors;
 mod fanout;
 mod http;
 mod lane;
@@ -17,6 +18,7 @@ mod problem;
 pub mod router;
 mod routes;
 mod socket;
+mod users;
 
 use std::io;
 use std::net::SocketAddr;

@@ -262,6 +262,21 @@ impl Roster {
         }
     }
 
+    /// The sessions that show something in a document; `None` if it is not open here.
+    pub fn peers(&self, document: &DocumentName) -> Option<impl Iterator<Item = &v1::Peer>> {
+        let open = self.documents.get(document)?;
+        let theirs = open.theirs.values().map(|theirs| &theirs.peer);
+        Some(open.ours.values().map(|ours| &ours.peer).chain(theirs))
+    }
+
+    /// Whether what the store says of a session may be true: it did not leave a moment ago, and is not of this node.
+    pub fn believes(&self, now: Duration, document: &DocumentName, peer: &v1::Peer) -> bool {
+        self.documents.get(document).is_none_or(|open| {
+            let gone = open.gone.get(&peer.session).is_some_and(|gone| now < gone.until);
+            !gone && !open.is_ours(now, &peer.session)
+        })
+    }
+
     /// The bus lost messages about a partition: the store knows better, as far as it knows anything.
     pub fn lost(&mut self, partition: PartitionId) {
         for (document, open) in &mut self.documents {

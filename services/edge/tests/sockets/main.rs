@@ -5,6 +5,7 @@
 
 mod documents;
 mod drain;
+mod face;
 mod fanout;
 mod handshake;
 mod presence;
