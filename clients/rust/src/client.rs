@@ -1,19 +1,21 @@
 //! One connection to the service, shared by the workspaces that are open on it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use manyhands_crdt::ReplicaId;
 use manyhands_proto::{Code, DocumentName, InvalidDocumentName};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::document::{OpenDocument, Phase};
 use crate::driver::Driver;
 use crate::options::ClientOptions;
 use crate::socket::{ConnectError, Traffic};
+use crate::storage::{Keeper, Storage};
 use crate::workspace::{Held, Workspace};
 
 /// A client: one socket, kept open, for any number of workspaces.
@@ -38,6 +40,12 @@ pub(crate) struct Shared {
     pub(crate) traffic: Traffic,
     /// There is something in `wishes`.
     pub(crate) news: Notify,
+    /// There is something in the wishes' `unkept`.
+    pub(crate) unkept: Notify,
+    /// This client has the storage of its options.
+    stores: bool,
+    keeper: Mutex<Option<(CancellationToken, JoinHandle<()>)>>,
+    refusals: AtomicU64,
     wishes: Mutex<Wishes>,
 }
 
@@ -47,6 +55,8 @@ pub(crate) struct Wishes {
     pub(crate) documents: BTreeMap<u32, Arc<Held>>,
     /// Channels of workspaces with local edits, presence or a handle that was dropped.
     pub(crate) dirty: BTreeSet<u32>,
+    /// Workspaces with something for the disk.
+    pub(crate) unkept: BTreeMap<u32, Arc<Held>>,
     pub(crate) wake: bool,
     pub(crate) close: bool,
     last_channel: u32,
@@ -92,7 +102,7 @@ impl Stop {
     }
 }
 
-/// What was still pending when the time to close was over. It is lost with this process.
+/// What was still pending when the time to close was over. Without a storage it is lost with this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{pending} edits were not saved before the limit")]
 pub struct Unsaved {
@@ -116,20 +126,30 @@ impl Client {
     /// loss of the connection.
     #[must_use]
     pub fn connect(options: ClientOptions) -> Client {
+        let opened = options.storage.as_ref().and_then(Storage::opened);
         let shared = Arc::new(Shared {
+            stores: opened.is_some(),
+            keeper: Mutex::new(None),
             options,
             connection: watch::Sender::new(Connection::Connecting),
             traffic: Traffic::default(),
             news: Notify::new(),
+            unkept: Notify::new(),
+            refusals: AtomicU64::new(0),
             wishes: Mutex::default(),
         });
         let cancel = CancellationToken::new();
+        if let Some(opened) = opened {
+            let ends = cancel.child_token();
+            let keeper = tokio::spawn(Keeper::new(shared.clone(), opened).run(ends.clone()));
+            *shared.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some((ends, keeper));
+        }
         tokio::spawn(Driver::new(shared.clone(), rand::random()).run(cancel.clone()));
         Client { handle: Arc::new(Handle { shared, _driver: cancel.drop_guard() }) }
     }
 
-    /// Opens a workspace under a new replica. It can be edited at once; [`Workspace::loaded`] waits for
-    /// the server's state.
+    /// Opens a workspace under a new replica, or under the one whose edits an earlier process left in the
+    /// storage. It can be edited at once; [`Workspace::loaded`] waits for the server's state.
     pub fn open(&self, workspace: &str) -> Result<Workspace, InvalidDocumentName> {
         let name: DocumentName = workspace.parse()?;
         let shared = &self.handle.shared;
@@ -138,6 +158,9 @@ impl Client {
             wishes.last_channel += 1;
             let channel = wishes.last_channel;
             let mut document = OpenDocument::new(name, channel, new_replica());
+            if let Some(storage) = shared.storage() {
+                document.inherit(storage.take(workspace));
+            }
             if wishes.close {
                 document.phase = Phase::Closed;
             }
@@ -204,6 +227,12 @@ impl Client {
             pending += open.pending();
         }
         shared.news.notify_one();
+        // What is still to be written down is, and then the profile is free for another.
+        let keeper = shared.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((ends, keeper)) = keeper {
+            ends.cancel();
+            let _ = keeper.await;
+        }
         if pending == 0 { Ok(()) } else { Err(Unsaved { pending }) }
     }
 
@@ -224,11 +253,33 @@ impl Shared {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the driver that a workspace has something for it.
-    pub(crate) fn mark(&self, held: &Held) {
-        let channel = held.lock().channel;
-        self.wishes().dirty.insert(channel);
+    /// The storage, if this client is the one that has it.
+    pub(crate) fn storage(&self) -> Option<&Storage> {
+        self.options.storage.as_ref().filter(|_| self.stores)
+    }
+
+    /// A number for a refusal.
+    pub(crate) fn next_refused(&self) -> u64 {
+        match self.storage() {
+            Some(storage) => storage.next_refused(),
+            None => self.refusals.fetch_add(1, Relaxed) + 1,
+        }
+    }
+
+    /// Tells the driver that a workspace has something for it, and the keeper if there is something for the
+    /// disk.
+    pub(crate) fn mark(&self, held: &Arc<Held>) {
+        let (channel, wants_writing) = {
+            let open = held.lock();
+            (open.channel, open.wants_writing())
+        };
+        let mut wishes = self.wishes();
+        wishes.dirty.insert(channel);
         self.news.notify_one();
+        if wants_writing {
+            wishes.unkept.insert(channel, held.clone());
+            self.unkept.notify_one();
+        }
     }
 }
 

@@ -9,10 +9,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use manyhands_crdt::{ChangeRef, Document, Patch, ReplicaId};
-use manyhands_proto::{Code, DocumentName, Position, Seq};
+use manyhands_proto::{Code, DocumentName, Incarnation, Position, Seq};
 use manyhands_session::client::OutgoingChange;
 
+use crate::edit::LocalEdit;
 use crate::presence::{OwnPresence, Peer};
+use crate::storage::{Left, LeftOutbox, StorageError, Write};
 
 /// Why an edit was not made. The text is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,29 +34,46 @@ pub enum EditError {
     /// The workspace or its client is closed, or the server closed it.
     #[error("the workspace is closed")]
     Closed,
+    /// A refused deletion was to be made again, and something else stands there now.
+    #[error("the text has changed since; make the edit anew, or discard it")]
+    Outdated,
+    /// There is no such refusal, or it was dealt with.
+    #[error("there is no refused edit of this number")]
+    NotRefused,
     /// The document does not take it: a position after the end, or more than fits into one change.
     #[error(transparent)]
     Document(#[from] manyhands_crdt::EditError),
 }
 
-/// Edits that the server refused, and why. They are in no log and no longer in the text.
+/// Edits that the server refused, and why. They are in no log and no longer in the workspace; they are kept
+/// until the application makes them again or discards them.
 #[derive(Clone, Debug)]
 pub struct Refused {
+    /// Names it in [`Workspace::retry`](crate::Workspace::retry) and
+    /// [`Workspace::discard`](crate::Workspace::discard).
+    pub id: u64,
     /// Why, if this build knows the code.
     pub code: Option<Code>,
+    /// The number of the code.
+    pub number: u32,
     /// Why, in the server's words.
     pub message: String,
     /// What to do about it.
     pub fix: String,
     /// The refused edits in the order in which they were made: the first one was at fault, the rest came
     /// after it.
-    pub edits: Vec<Patch>,
+    pub edits: Vec<LocalEdit>,
+    /// How many of them each change had.
+    sizes: Vec<usize>,
 }
 
-/// A local change and what it did to the text, kept until the server has it.
-struct Pending {
-    change: OutgoingChange,
-    edits: Vec<Patch>,
+/// A local change and what it did, kept until the server has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) change: OutgoingChange,
+    /// The history that its author had seen, if any.
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) edits: Vec<LocalEdit>,
 }
 
 /// How far a workspace is.
@@ -95,8 +114,9 @@ pub(crate) struct OpenDocument {
     pub(crate) abandoned: bool,
     /// How often in a row it had to be loaded anew.
     pub(crate) reloads: u32,
-    /// Edits were refused; another replica takes over when the rest is acknowledged.
-    renew: bool,
+    /// Nothing more may be written under this replica: edits were refused, or it comes from elsewhere. Another
+    /// one takes over when the rest is acknowledged.
+    pub(crate) renew: bool,
     /// Pending changes are not in the document: it was replaced, and what they refer to is on the way.
     pub(crate) unmerged: bool,
     /// It is loaded when everything up to this seq is merged.
@@ -105,6 +125,20 @@ pub(crate) struct OpenDocument {
     pending_bytes: usize,
     /// The changes at the end of `pending` that the session machine does not have yet.
     unsent: usize,
+    /// What an earlier process left under other replicas; sent before anything new is written.
+    left: VecDeque<LeftOutbox>,
+    /// Changes are written to a disk before they are sent.
+    stored: bool,
+    /// The changes at the end of `pending` that are not on the disk yet, and not sent therefore.
+    unkept: usize,
+    /// The changes before these are being written: their replica and the first counter after them.
+    keeping: Option<(ReplicaId, u64)>,
+    /// What else the disk is to be told, in order.
+    writes: Vec<Write>,
+    /// Changes that were ever made here.
+    made: u64,
+    /// Why the disk does not take what is pending.
+    pub(crate) storage_failure: Option<Arc<StorageError>>,
 }
 
 impl OpenDocument {
@@ -132,12 +166,51 @@ impl OpenDocument {
             pending: VecDeque::new(),
             pending_bytes: 0,
             unsent: 0,
+            left: VecDeque::new(),
+            stored: false,
+            unkept: 0,
+            keeping: None,
+            writes: Vec::new(),
+            made: 0,
+            storage_failure: None,
         }
+    }
+
+    /// Takes over what an earlier process left of this workspace; from now on everything is written down.
+    pub(crate) fn inherit(&mut self, left: Left) {
+        self.stored = true;
+        self.refused = left.refused;
+        self.left = left.outboxes;
+        self.next_left();
+        // Without the server's state, only what refers to nothing can be shown.
+        self.unmerged = self.merge_pending().is_err();
+    }
+
+    /// Goes on with what is left under another replica, if there is any.
+    fn next_left(&mut self) -> bool {
+        let Some(LeftOutbox { replica, spent, pending }) = self.left.pop_front() else { return false };
+        self.replica = replica;
+        self.unsent = pending.len();
+        self.pending_bytes = pending.iter().map(weight).sum();
+        self.pending = pending;
+        self.renew = spent || !self.left.is_empty();
+        true
     }
 
     /// Local changes that are not acknowledged.
     pub(crate) fn pending(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.left.iter().map(|left| left.pending.len()).sum::<usize>()
+    }
+
+    /// Where this replica's writing stands: nothing that was made so far is beyond.
+    pub(crate) fn end(&self) -> (ReplicaId, u64) {
+        let last = self.pending.back().map_or(0, |last| last.change.next_counter);
+        (self.replica, self.document.next_counter(self.replica).max(last))
+    }
+
+    /// Everything up to an [`end`](Self::end) is acknowledged or was refused.
+    pub(crate) fn is_past(&self, (replica, counter): (ReplicaId, u64)) -> bool {
+        self.left.is_empty() && (self.replica != replica || self.acked >= counter || self.pending.is_empty())
     }
 
     /// Bytes of local changes and of what they inserted.
@@ -150,18 +223,80 @@ impl OpenDocument {
         self.position.map_or(0, |position| position.seq.0)
     }
 
-    /// Keeps a change that was just applied to the document until the server has it.
-    pub(crate) fn keep(&mut self, change: OutgoingChange, edits: Vec<Patch>) {
-        self.pending_bytes += weight(&change, &edits);
-        self.pending.push_back(Pending { change, edits });
-        self.unsent += 1;
+    /// The history that what is pending belongs to, if it depends on one.
+    pub(crate) fn lineage(&self) -> Option<Incarnation> {
+        self.pending.iter().rev().find_map(|pending| pending.incarnation)
     }
 
-    /// The changes that the session machine does not have yet, oldest first. It has them from now on.
+    /// Keeps a change that was just applied to the document until the server has it.
+    pub(crate) fn keep(&mut self, change: OutgoingChange, edits: Vec<LocalEdit>) {
+        let incarnation = self.position.map(|position| position.incarnation);
+        let pending = Pending { change, incarnation, edits };
+        self.pending_bytes += weight(&pending);
+        self.pending.push_back(pending);
+        self.made += 1;
+        self.unsent += 1;
+        self.unkept += usize::from(self.stored);
+    }
+
+    /// The changes that the session machine does not have yet and may have, oldest first. It has them from
+    /// now on.
     pub(crate) fn take_unsent(&mut self) -> Vec<OutgoingChange> {
         let first = self.pending.len() - self.unsent;
-        self.unsent = 0;
-        self.pending.range(first..).map(|pending| pending.change.clone()).collect()
+        let last = self.pending.len() - self.unkept.min(self.unsent);
+        self.unsent = self.pending.len() - last;
+        self.pending.range(first..last).map(|pending| pending.change.clone()).collect()
+    }
+
+    /// What the disk is to be told, in order.
+    pub(crate) fn take_writes(&mut self) -> Vec<Write> {
+        let first = self.pending.len() - self.unkept;
+        let replica = self.replica;
+        let keep = self.pending.range(first..).map(|pending| Write::Keep {
+            replica,
+            change: pending.change.clone(),
+            incarnation: pending.incarnation,
+            edits: pending.edits.clone(),
+        });
+        // What is told of other changes was told of changes that are on the disk, or were never to be there.
+        let writes: Vec<Write> = std::mem::take(&mut self.writes).into_iter().chain(keep).collect();
+        self.keeping = self.pending.back().map(|last| (replica, last.change.next_counter));
+        writes
+    }
+
+    /// What [`take_writes`](Self::take_writes) gave is on the disk, or why it is not.
+    pub(crate) fn wrote(&mut self, failure: Option<Arc<StorageError>>) {
+        self.storage_failure = failure;
+        if let Some((replica, until)) = self.keeping.take()
+            && replica == self.replica
+        {
+            let kept = self.pending.partition_point(|pending| pending.change.next_counter <= until);
+            self.unkept = self.unkept.min(self.pending.len() - kept);
+        }
+    }
+
+    /// Changes that are not on the disk yet.
+    pub(crate) fn unkept(&self) -> usize {
+        self.unkept
+    }
+
+    /// There is something for the disk.
+    pub(crate) fn wants_writing(&self) -> bool {
+        self.unkept > 0 || !self.writes.is_empty()
+    }
+
+    /// Changes that were made here so far, and how many of them need no disk any more.
+    pub(crate) fn made_and_kept(&self) -> (u64, u64) {
+        (self.made, self.made - self.unkept as u64)
+    }
+
+    fn write(&mut self, write: Write) {
+        if self.stored {
+            if matches!(write, Write::Acknowledged { .. }) {
+                self.writes.pop_if(|last| matches!(last, Write::Acknowledged { .. }));
+            }
+            self.writes.push(write);
+        }
     }
 
     /// Everything of this replica below `next_counter` is durable.
@@ -171,9 +306,10 @@ impl OpenDocument {
             && first.change.next_counter <= self.acked
             && self.pending.len() > self.unsent
         {
-            self.pending_bytes -= weight(&first.change, &first.edits);
+            self.pending_bytes -= weight(first);
             self.pending.pop_front();
         }
+        self.write(Write::Acknowledged { replica: self.replica, next_counter });
     }
 
     /// The server has entries up to there; what they say follows.
@@ -250,23 +386,55 @@ impl OpenDocument {
         !was_empty
     }
 
-    /// Takes the pending changes from that counter on out as refused. What was pending before them may still
-    /// be acknowledged.
-    pub(crate) fn refuse(&mut self, code: u32, message: String, from: u64) {
+    /// Takes the pending changes from that counter on out as refused, under this number. What was pending
+    /// before them may still be acknowledged.
+    pub(crate) fn refuse(&mut self, id: u64, code: u32, message: String, from: u64) {
         let first = self.pending.partition_point(|pending| pending.change.counter < from);
         let refused = self.pending.split_off(first);
         self.unsent = self.unsent.saturating_sub(refused.len());
-        let edits = refused.into_iter().flat_map(|pending| pending.edits).collect();
-        self.refused.push(Refused::new(code, message, edits));
+        self.unkept = self.unkept.saturating_sub(refused.len());
+        let changes = refused.into_iter().map(|pending| pending.edits).collect();
+        let refused = Refused { id, ..Refused::new(code, message, changes) };
+        self.write(Write::Refused { replica: self.replica, from, refused: refused.clone() });
+        self.refused.push(refused);
         self.refusals += 1;
-        self.pending_bytes = self.pending.iter().map(|pending| weight(&pending.change, &pending.edits)).sum();
+        self.pending_bytes = self.pending.iter().map(weight).sum();
         self.phase = Phase::Reloading;
         self.renew = true;
     }
 
-    /// Edits were refused, and nothing of this replica is on its way any more.
+    /// The application has dealt with this refusal.
+    pub(crate) fn settle(&mut self, id: u64) -> Option<Refused> {
+        let at = self.refused.iter().position(|refused| refused.id == id)?;
+        self.write(Write::Settled { refused: id });
+        Some(self.refused.remove(at))
+    }
+
+    /// The first so many changes of a refusal were made again.
+    pub(crate) fn shorten(&mut self, id: u64, done: usize) {
+        if let Some(mut refused) = self.settle(id) {
+            let edits: usize = refused.sizes.drain(..done.min(refused.sizes.len())).sum();
+            refused.edits.drain(..edits.min(refused.edits.len()));
+            // Instead of the note that it is settled.
+            self.writes.pop();
+            self.write(Write::Shortened { refused: refused.clone() });
+            self.refused.push(refused);
+        }
+    }
+
+    /// Nothing of this replica is on its way any more, and nothing more may be written under it.
     pub(crate) fn wants_new_replica(&self) -> bool {
         self.renew && self.pending.is_empty()
+    }
+
+    /// What waits, for whoever opens the workspace next.
+    pub(crate) fn leave(&self) -> Left {
+        let own = LeftOutbox { replica: self.replica, spent: self.renew, pending: self.pending.clone() };
+        let own = (!self.pending.is_empty()).then_some(own);
+        Left {
+            outboxes: own.into_iter().chain(self.left.iter().cloned()).collect(),
+            refused: self.refused.clone(),
+        }
     }
 
     /// Goes on under another replica, from the server's state: a refused change is in the text here and
@@ -275,10 +443,11 @@ impl OpenDocument {
         self.renew = false;
         self.acked = 0;
         self.position = None;
-        self.replica = replica;
         self.loaded_at = u64::MAX;
         self.announced = false;
         self.presence.dirty = true;
+        self.replica = replica;
+        self.unmerged = self.next_left();
     }
 
     /// The server closed it for good. What is pending stays visible.
@@ -289,14 +458,32 @@ impl OpenDocument {
 }
 
 impl Refused {
-    pub(crate) fn new(code: u32, message: String, edits: Vec<Patch>) -> Refused {
-        let code = Code::from_number(code);
-        Refused { code, message, fix: code.map_or("Read the message.", Code::fix).to_owned(), edits }
+    pub(crate) fn new(code: u32, message: String, changes: Vec<Vec<LocalEdit>>) -> Refused {
+        let known = Code::from_number(code);
+        Refused {
+            id: 0,
+            code: known,
+            number: code,
+            message,
+            fix: known.map_or("Read the message.", Code::fix).to_owned(),
+            sizes: changes.iter().map(Vec::len).collect(),
+            edits: changes.into_iter().flatten().collect(),
+        }
+    }
+
+    /// The edits of each change.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = &[LocalEdit]> {
+        let mut rest = &self.edits[..];
+        self.sizes.iter().map(move |&size| {
+            let (change, others) = rest.split_at(size.min(rest.len()));
+            rest = others;
+            change
+        })
     }
 }
 
-fn weight(change: &OutgoingChange, edits: &[Patch]) -> usize {
-    change.body.len() + edits.iter().map(|edit| edit.inserted.len() + size_of::<Patch>()).sum::<usize>()
+fn weight(pending: &Pending) -> usize {
+    pending.change.body.len() + pending.edits.iter().map(LocalEdit::weight).sum::<usize>()
 }
 
 /// A change as the session machine takes it.

@@ -252,6 +252,9 @@ impl Driver {
         let mut open = held.lock();
         if open.abandoned && (open.pending() == 0 || open.phase == Phase::Closed) {
             self.shared.wishes().documents.remove(&channel);
+            if let Some(storage) = self.shared.storage() {
+                storage.give_back(open.name.to_string(), open.leave());
+            }
             return if open.announced { vec![Input::Leave { channel }] } else { Vec::new() };
         }
         let mut inputs = Vec::new();
@@ -290,17 +293,17 @@ impl Driver {
         // A workspace that was left meanwhile needs no news.
         let held = self.shared.wishes().documents.get(&channel)?.clone();
         let mut open = held.lock();
-        let input = document_event(&held, &mut open, &self.session, event);
+        let input = document_event(&held, &mut open, &self.session, event, || self.shared.next_refused());
         if open.wants_new_replica() {
             open.begin_anew(new_replica());
         }
         let leave = open.abandoned && open.pending() == 0;
         let unheard = !open.announced || open.presence.dirty;
+        let wants_writing = open.wants_writing();
         drop(open);
         held.bump();
-        if leave || unheard {
-            self.shared.wishes().dirty.insert(channel);
-            self.shared.news.notify_one();
+        if leave || unheard || wants_writing {
+            self.shared.mark(&held);
         }
         input
     }
@@ -354,7 +357,13 @@ impl Driver {
 }
 
 /// What the machine tells about one document.
-fn document_event(held: &Held, open: &mut OpenDocument, session: &str, event: Event) -> Option<Input> {
+fn document_event(
+    held: &Held,
+    open: &mut OpenDocument,
+    session: &str,
+    event: Event,
+    next_refused: impl FnOnce() -> u64,
+) -> Option<Input> {
     match event {
         // How far the log knows this replica is no acknowledgement: a copy of it may have written that.
         Event::Opened { recovery, position, can_write, .. } => {
@@ -391,7 +400,7 @@ fn document_event(held: &Held, open: &mut OpenDocument, session: &str, event: Ev
         }
         Event::Refused { code, message, changes, .. } => {
             let from = changes.iter().map(|change| change.counter).min().unwrap_or(0);
-            open.refuse(code, message, from);
+            open.refuse(next_refused(), code, message, from);
             None
         }
         Event::Presence { full, peers, left, .. } => {
@@ -442,6 +451,7 @@ fn opening(open: &OpenDocument) -> Input {
         replica: Some(open.replica),
         have: open.position.filter(|position: &Position| position.seq.0 > 0),
         strategy: Strategy::Unspecified,
+        lineage: open.lineage(),
     }
 }
 

@@ -39,18 +39,22 @@
 mod client;
 mod document;
 mod driver;
+mod edit;
 mod options;
 mod presence;
 mod socket;
+mod storage;
 mod text;
 mod workspace;
 
 pub use client::{Client, Connection, Moved, Stop, Unsaved};
 pub use document::{EditError, Refused};
+pub use edit::{Edit, LocalEdit};
 pub use manyhands_crdt::{Anchor, Bias, Document, Patch, ReplicaId};
 pub use manyhands_proto::Code;
 pub use options::{ClientOptions, Token, TokenError};
 pub use presence::{Cursor, LineColumn, PeerCursor, Present};
 pub use socket::ConnectError;
-pub use text::{Edit, Text};
+pub use storage::{Storage, StorageError};
+pub use text::Text;
 pub use workspace::{Observer, SaveError, Status, Update, Workspace};

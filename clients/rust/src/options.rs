@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::storage::Storage;
+
 /// How to reach the service and how much to keep.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -16,6 +18,8 @@ pub struct ClientOptions {
     pub urls: Vec<Url>,
     /// Who this client is.
     pub token: Token,
+    /// Where edits are kept until the server has them. Without it they end with the process.
+    pub storage: Option<Storage>,
     /// Name and version of the application, for the server's logs.
     pub name: String,
     /// Most that is kept of edits that the server has not acknowledged, in edits and in bytes, for each
@@ -40,6 +44,7 @@ impl ClientOptions {
         ClientOptions {
             urls: vec![url],
             token: token.into(),
+            storage: None,
             name: concat!("manyhands-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
             outbox_edits_max: 100_000,
             outbox_bytes_max: 64 << 20,
@@ -48,6 +53,14 @@ impl ClientOptions {
             message_bytes_max: 8 << 20,
             read_buffer_bytes: 16 << 10,
         }
+    }
+
+    /// Keeps edits on this device until the server has them. A storage is for one client: a second one with
+    /// the same keeps its edits in memory.
+    #[must_use]
+    pub fn storage(mut self, storage: Storage) -> ClientOptions {
+        self.storage = Some(storage);
+        self
     }
 
     /// Another server to try when the ones before it fail.

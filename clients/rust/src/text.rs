@@ -1,10 +1,10 @@
-//! Named texts: reading them, and the edits that change them.
+//! Named texts: reading them, and the edits of one.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use manyhands_crdt::{Anchor, Bias, Document, Patch};
+use manyhands_crdt::{Anchor, Bias, Document};
 
 use crate::document::EditError;
 use crate::presence::LineColumn;
@@ -15,50 +15,6 @@ use crate::workspace::Workspace;
 const INSERT_BYTES_MAX: usize = 32 << 10;
 /// Most characters that one change deletes; each can cost an id range of its own.
 const DELETE_CHARS_MAX: usize = 4096;
-
-/// Edits that become one change.
-pub struct Edit<'a> {
-    inner: manyhands_crdt::Edit<'a>,
-    made: Vec<Patch>,
-}
-
-impl<'a> Edit<'a> {
-    pub(crate) fn new(inner: manyhands_crdt::Edit<'a>) -> Edit<'a> {
-        Edit { inner, made: Vec::new() }
-    }
-
-    /// The edit, to be committed, and what was done.
-    pub(crate) fn finish(self) -> (manyhands_crdt::Edit<'a>, Vec<Patch>) {
-        (self.inner, self.made)
-    }
-
-    /// A text with what this edit did so far, if anything was ever written to it. Nothing arrives from
-    /// others during an edit, so a position that is read here is good.
-    #[must_use]
-    pub fn text(&self, container: &str) -> Option<manyhands_crdt::Text<'_>> {
-        self.inner.document().text(container)
-    }
-
-    /// Inserts into a text before the character at `at`.
-    pub fn insert(&mut self, container: &str, at: usize, text: &str) -> Result<(), EditError> {
-        self.inner.insert(container, at, text)?;
-        self.made.push(Patch { container: container.into(), at, deleted: 0, inserted: text.to_owned() });
-        Ok(())
-    }
-
-    /// Deletes a range of characters from a text.
-    pub fn delete(&mut self, container: &str, range: Range<usize>) -> Result<(), EditError> {
-        self.inner.delete(container, range.clone())?;
-        let patch = Patch {
-            container: container.into(),
-            at: range.start,
-            deleted: range.len(),
-            inserted: String::new(),
-        };
-        self.made.push(patch);
-        Ok(())
-    }
-}
 
 /// A named text of a workspace. All positions count Unicode scalar values.
 #[derive(Clone)]

@@ -7,8 +7,10 @@ use tokio::sync::{broadcast, watch};
 
 use crate::client::{Connection, Handle, Stop};
 use crate::document::{EditError, OpenDocument, Phase, Refused, outgoing};
+use crate::edit::{Edit, LocalEdit, can_make_again};
 use crate::presence::{Cursor, Present, cursor_to_wire};
-use crate::text::{Edit, Text, read};
+use crate::storage::StorageError;
+use crate::text::{Text, read};
 
 /// A workspace that is open on a client. Edits apply here at once and are sent as soon as there is a
 /// connection; they are kept until the server has stored them.
@@ -61,9 +63,13 @@ pub struct Status {
     pub can_write: bool,
     /// Edits that the server has not acknowledged. They are kept and sent.
     pub pending: usize,
+    /// Those of them that are not on this device's disk yet, if the client has a storage.
+    pub unkept: usize,
+    /// Why the storage does not take edits at the moment. They are sent all the same.
+    pub storage: Option<Arc<StorageError>>,
     /// The newest entry of the server's log that is in the text; 0 before the first.
     pub seq: u64,
-    /// Edits that the server refused, until [`Workspace::take_refused`] takes them.
+    /// Edits that the server refused, until they are made again, discarded or taken.
     pub refused: Vec<Refused>,
     /// Bytes of the presence that was set last, if it is more than the server takes and so nobody sees it.
     pub presence_too_large: Option<usize>,
@@ -83,6 +89,9 @@ pub enum SaveError {
     /// The workspace was closed, by the server or by the application.
     #[error("the workspace is closed")]
     Closed,
+    /// The client has no storage, or it does not work.
+    #[error("edits are not kept on this device: {0}")]
+    NotKept(String),
 }
 
 impl Workspace {
@@ -106,7 +115,7 @@ impl Workspace {
             match open.phase {
                 Phase::Closed => return Err(EditError::Closed),
                 Phase::Reloading => return Err(EditError::Reloading),
-                _ if open.unmerged => return Err(EditError::Reloading),
+                _ if open.unmerged || open.renew => return Err(EditError::Reloading),
                 Phase::Loading | Phase::Live => {}
             }
             if !open.can_write {
@@ -121,7 +130,7 @@ impl Workspace {
             let result = edits(&mut edit);
             let (inner, made) = edit.finish();
             if let Some(change) = inner.commit(seq) {
-                self.held().tell(Update::Patches { local: true, patches: made.as_slice().into() });
+                self.held().tell_local(&made);
                 open.keep(outgoing(change), made);
             }
             result
@@ -164,7 +173,7 @@ impl Workspace {
     pub async fn saved(&self) -> Result<(), SaveError> {
         let (target, refusals) = {
             let open = self.held().lock();
-            (open.document.next_counter(open.replica), open.refusals)
+            (open.end(), open.refusals)
         };
         self.until(|open| {
             if open.refusals != refusals {
@@ -172,12 +181,38 @@ impl Workspace {
                 return Some(Err(refused.map_or(SaveError::Closed, SaveError::Refused)));
             }
             match open.phase {
-                _ if open.acked >= target || open.pending() == 0 => Some(Ok(())),
+                _ if open.is_past(target) => Some(Ok(())),
                 Phase::Closed => Some(Err(SaveError::Closed)),
                 _ => None,
             }
         })
         .await
+    }
+
+    /// Waits until every edit that was made so far is on this device's disk, or needs it no more. From then
+    /// on it outlives this process, whatever happens to it.
+    ///
+    /// # Errors
+    /// [`SaveError::NotKept`] without a storage, or when the disk refuses.
+    pub async fn kept(&self) -> Result<(), SaveError> {
+        if self.lease.handle.shared.storage().is_none() {
+            return Err(SaveError::NotKept("the client was made without a storage".to_owned()));
+        }
+        let (target, _) = self.held().lock().made_and_kept();
+        let mut changed = self.held().changed.subscribe();
+        loop {
+            {
+                let open = self.held().lock();
+                if let Some(failure) = &open.storage_failure {
+                    return Err(SaveError::NotKept(failure.to_string()));
+                }
+                if open.made_and_kept().1 >= target {
+                    return Ok(());
+                }
+            }
+            // The sender lives as long as `self`.
+            let _ = changed.changed().await;
+        }
     }
 
     /// Waits until `done` says so; looks again whenever something changed.
@@ -212,6 +247,8 @@ impl Workspace {
             loaded: open.phase == Phase::Live,
             can_write: open.can_write,
             pending: open.pending(),
+            unkept: open.unkept(),
+            storage: open.storage_failure.clone(),
             seq: open.seq(),
             refused: open.refused.clone(),
             presence_too_large: open.presence.too_large,
@@ -225,10 +262,57 @@ impl Workspace {
         self.held().changed.subscribe()
     }
 
-    /// The edits that the server refused, oldest first. They are forgotten here.
+    /// The edits that the server refused, oldest first, also those of earlier processes with the same
+    /// storage. They are kept until they are made again, discarded or taken.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Refused> {
+        self.held().lock().refused.clone()
+    }
+
+    /// The edits that the server refused, oldest first. They are the caller's now and forgotten here.
     #[must_use]
     pub fn take_refused(&self) -> Vec<Refused> {
-        std::mem::take(&mut self.held().lock().refused)
+        let taken = {
+            let mut open = self.held().lock();
+            let ids: Vec<u64> = open.refused.iter().map(|refused| refused.id).collect();
+            ids.into_iter().filter_map(|id| open.settle(id)).collect()
+        };
+        self.lease.handle.shared.mark(self.held());
+        taken
+    }
+
+    /// Forgets refused edits.
+    pub fn discard(&self, refused: u64) -> Result<Refused, EditError> {
+        let settled = self.held().lock().settle(refused).ok_or(EditError::NotRefused);
+        self.lease.handle.shared.mark(self.held());
+        settled
+    }
+
+    /// Makes refused edits again, in the workspace as it is now: at the same places, each change for itself.
+    ///
+    /// # Errors
+    /// When one of them does not fit any more, or the workspace takes no edits now. Then nothing is made, and
+    /// they stay where they are.
+    pub fn retry(&self, refused: u64) -> Result<(), EditError> {
+        let refused = {
+            let open = self.held().lock();
+            let found = open.refused.iter().find(|other| other.id == refused).cloned();
+            let found = found.ok_or(EditError::NotRefused)?;
+            can_make_again(&open.document, open.replica, found.changes())?;
+            found
+        };
+        // Edits of other threads may come in between; then one that does not fit stops it, and what is left
+        // stays refused.
+        for (done, change) in refused.changes().enumerate() {
+            if let Err(error) = self.edit(|edit| edit.make_again(change)) {
+                if done > 0 {
+                    self.held().lock().shorten(refused.id, done);
+                    self.lease.handle.shared.mark(self.held());
+                }
+                return Err(error);
+            }
+        }
+        self.discard(refused.id).map(|_| ())
     }
 
     /// The identity under which this handle writes: another one after edits were refused.
@@ -312,6 +396,13 @@ impl Held {
 
     pub(crate) fn bump(&self) {
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// An edit that was made here; see [`tell`](Self::tell).
+    fn tell_local(&self, made: &[LocalEdit]) {
+        if self.updates.get().is_some() {
+            self.tell(Update::Patches { local: true, patches: made.iter().map(LocalEdit::patch).collect() });
+        }
     }
 
     /// To be called under the lock, so that updates come in the order of what they tell.

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use manyhands_client::{
-    Bias, Client, ClientOptions, Code, ConnectError, Connection, Cursor, EditError, LineColumn, Patch,
-    SaveError, Token, Update, Workspace,
+    Bias, Client, ClientOptions, Code, ConnectError, Connection, Cursor, EditError, LineColumn, LocalEdit,
+    Patch, SaveError, Token, Update, Workspace,
 };
 use server::Server;
 use tokio::io::AsyncReadExt;
@@ -42,6 +42,10 @@ async fn open(client: &Client, name: &str) -> Workspace {
 
 fn main_text(workspace: &Workspace) -> String {
     workspace.text("main").to_string()
+}
+
+fn insertion(at: usize, inserted: &str) -> LocalEdit {
+    LocalEdit::Insert { text: "main".into(), at, inserted: inserted.to_owned() }
 }
 
 fn hash(workspace: &Workspace) -> [u8; 16] {
@@ -227,8 +231,7 @@ async fn what_the_server_refuses_is_handed_back() {
         let status = workspace.status();
         assert_eq!((status.pending, status.refused.len()), (0, 1));
         let refused = workspace.take_refused().remove(0);
-        let edits: Vec<_> = refused.edits.iter().map(|edit| (edit.at, edit.inserted.as_str())).collect();
-        assert_eq!(edits, [(4, " swear"), (0, "after ")]);
+        assert_eq!(refused.edits, [insertion(4, " swear"), insertion(0, "after ")]);
         assert_eq!(
             (refused.message.as_str(), refused.fix.as_str()),
             ("this word is not allowed", Code::Forbidden.fix())
@@ -257,7 +260,7 @@ async fn an_edit_whose_number_a_copy_has_used_is_handed_back() {
     server.away(false);
     let error = soon(workspace.saved()).await.unwrap_err();
     assert!(matches!(&error, SaveError::Refused(refused) if refused.code == Some(Code::Fork)), "{error}");
-    assert_eq!(workspace.take_refused()[0].edits[0].inserted, ", mine");
+    assert_eq!(workspace.take_refused()[0].edits, [insertion(6, ", mine")]);
     soon(workspace.loaded()).await.unwrap();
     assert_eq!(main_text(&workspace), "theirs, common");
     workspace.text("main").push("!").unwrap();
@@ -285,7 +288,7 @@ async fn another_history_hands_back_what_is_pending() {
     );
     soon(workspace.loaded()).await.unwrap();
     assert_eq!(main_text(&workspace), "new history");
-    assert_eq!(workspace.take_refused()[0].edits[0].inserted, ", unsaved");
+    assert_eq!(workspace.take_refused()[0].edits, [insertion(11, ", unsaved")]);
     workspace.text("main").push("!").unwrap();
     soon(workspace.saved()).await.unwrap();
     assert_eq!(server.text("w"), "new history!");

@@ -67,7 +67,7 @@ impl Client {
             }
             Input::Frame(bytes) => self.frame(now, bytes, out),
             Input::Heard => self.link.heard(now),
-            Input::Open { channel, document, replica, have, strategy } => {
+            Input::Open { channel, document, replica, have, lineage, strategy } => {
                 let kept = self.channels.get_mut(&channel).is_some_and(|open| open.is(&document, replica));
                 if !kept {
                     self.leave(channel, "another document was opened in its place", out);
@@ -75,7 +75,7 @@ impl Client {
                 }
                 self.close_wire(channel, out);
                 if let Some(open) = self.channels.get_mut(&channel) {
-                    open.open_again(now, have, strategy);
+                    open.open_again(now, have, lineage, strategy);
                 }
             }
             Input::Submit { channel, change } => match self.channels.get_mut(&channel) {

@@ -116,6 +116,7 @@ fn open(have: Option<Position>) -> Input {
         replica: Some(ReplicaId(9)),
         have,
         strategy: v1::Strategy::Unspecified,
+        lineage: None,
     }
 }
 

@@ -1,6 +1,8 @@
 //! A server for one process: real sockets, the real edge machine, and documents in memory. It can hold
 //! back, refuse, cut connections and change history on demand.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -136,11 +138,20 @@ impl Server {
 
     /// Another history with other content takes a document's place.
     pub(crate) fn reset(&self, name: &str, text: &str) {
+        self.begin(name, 1_000, text);
+    }
+
+    /// The same, once more.
+    pub(crate) fn restore(&self, name: &str, text: &str) {
+        self.begin(name, 2_000, text);
+    }
+
+    fn begin(&self, name: &str, incarnation: u64, text: &str) {
         let mut document = Document::new();
         let mut edit = document.edit(ReplicaId(77));
         edit.insert("main", 0, text).unwrap();
         let change = edit.commit(0).unwrap();
-        let mut owned = Owned::new(1_000);
+        let mut owned = Owned::new(incarnation);
         owned.submit(change.as_ref()).unwrap();
         self.world.lock().documents.insert(name.parse().unwrap(), owned);
         self.cut();

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use manyhands_crdt::ReplicaId;
-use manyhands_proto::{Code, DocumentName, Position, Seq, v1};
+use manyhands_proto::{Code, DocumentName, Incarnation, Position, Seq, v1};
 
 /// What an application may change about a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +96,9 @@ pub enum Input {
         /// How the document is to merge, which decides it for a new one and must fit any other;
         /// `Unspecified` takes what there is.
         strategy: v1::Strategy,
+        /// The history that changes to be submitted belong to, when they were made before what `have` says,
+        /// by an earlier process for instance.
+        lineage: Option<Incarnation>,
     },
     /// A local change, already applied; it stays in the outbox until it is acknowledged or handed back.
     Submit {

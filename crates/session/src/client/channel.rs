@@ -123,10 +123,16 @@ impl Channel {
     }
 
     /// The application opens it, with what it has.
-    pub(super) fn open_again(&mut self, now: Duration, have: Option<Position>, strategy: v1::Strategy) {
+    pub(super) fn open_again(
+        &mut self,
+        now: Duration,
+        have: Option<Position>,
+        lineage: Option<Incarnation>,
+        strategy: v1::Strategy,
+    ) {
         self.strategy = strategy;
         self.position = have.filter(|have| have.seq.0 > 0);
-        self.lineage = self.position.map(|position| position.incarnation).or(self.lineage);
+        self.lineage = self.position.map(|position| position.incarnation).or(lineage).or(self.lineage);
         self.close(now);
     }
 

@@ -53,6 +53,7 @@ impl App {
             replica: replica.map(ReplicaId),
             have: None,
             strategy: v1::Strategy::Unspecified,
+            lineage: None,
         }
     }
 
