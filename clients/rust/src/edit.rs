@@ -36,10 +36,13 @@ impl LocalEdit {
     /// What it did, as an observer is told.
     pub(crate) fn patch(&self) -> Patch {
         match self {
-            LocalEdit::Insert { text, at, inserted } => {
-                Patch { container: text.as_str().into(), at: *at, deleted: 0, inserted: inserted.clone() }
-            }
-            LocalEdit::Delete { text, at, deleted } => Patch {
+            LocalEdit::Insert { text, at, inserted } => Patch::Text {
+                container: text.as_str().into(),
+                at: *at,
+                deleted: 0,
+                inserted: inserted.clone(),
+            },
+            LocalEdit::Delete { text, at, deleted } => Patch::Text {
                 container: text.as_str().into(),
                 at: *at,
                 deleted: deleted.chars().count(),

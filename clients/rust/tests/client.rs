@@ -105,8 +105,9 @@ async fn a_text_and_its_observer_never_part() {
 }
 
 fn apply(shown: &mut String, patch: &Patch) {
+    let Patch::Text { at, deleted, inserted, .. } = patch else { panic!("not of a text: {patch:?}") };
     let mut chars: Vec<char> = shown.chars().collect();
-    chars.splice(patch.at..patch.at + patch.deleted, patch.inserted.chars());
+    chars.splice(*at..at + deleted, inserted.chars());
     *shown = chars.into_iter().collect();
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::{Log, Random};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use manyhands_crdt::{Change, Document, Limits, ReplicaId};
+use manyhands_crdt::{Change, Document, Limits, Patch, ReplicaId};
 
 const TEXT: &str = "text";
 const AUTHOR: ReplicaId = ReplicaId(4711);
@@ -257,7 +257,11 @@ fn engine(c: &mut Criterion) {
         let mut splices: Vec<Vec<Splice>> = Vec::new();
         for (known, entry) in (session.base_seq..).zip(&session.entries) {
             document.receive(known + 1, 1, entry, known, &mut patches).expect("a good entry");
-            splices.push(patches.drain(..).map(|patch| (patch.at, patch.deleted, patch.inserted)).collect());
+            let splice = |patch| match patch {
+                Patch::Text { at, deleted, inserted, .. } => (at, deleted, inserted),
+                Patch::Map { .. } => unreachable!("the session has a text only"),
+            };
+            splices.push(patches.drain(..).map(splice).collect());
         }
         time(c, "local", &[session], |_, document| {
             for change in &splices {

@@ -4,11 +4,13 @@
 //! others' by (log index, counter). `INTERNALS.md` has the table of every byte.
 
 use crate::error::{Flaw, Malformed};
+use crate::map::{MapOp, read_map};
 use crate::wire::{Reader, put_varint};
 
 const MORE: u8 = 1;
 const KIND_INSERT: u8 = 0;
 const KIND_DELETE: u8 = 1;
+pub(crate) const KIND_MAP: u8 = 2;
 const ONE: u8 = 0x80;
 
 const LEFT_NONE: u8 = 0;
@@ -72,6 +74,17 @@ pub(crate) enum RawOp<'a> {
     Insert(RawInsert<'a>),
     /// The ranges were put into the scratch of the reader.
     Delete,
+    Map(MapOp<'a>),
+}
+
+impl RawOp<'_> {
+    /// How many counters it takes.
+    pub(crate) fn counters(&self) -> u64 {
+        match self {
+            RawOp::Insert(insert) => u64::from(insert.len),
+            RawOp::Delete | RawOp::Map(_) => 1,
+        }
+    }
 }
 
 /// A change of one op that goes on where its author was: what most changes are.
@@ -89,6 +102,8 @@ pub(crate) struct Scratch {
     pub(crate) ranges: Vec<RawRange>,
     /// Where in the bytes log indices stand: (start, end, index). What canonical form replaces.
     pub(crate) indices: Vec<(usize, usize, u64)>,
+    /// Whether the body that was skipped has ops of maps.
+    pub(crate) maps: bool,
 }
 
 /// Reads one op; `true` when another follows. Replaces `scratch.ranges`, adds to `scratch.indices`.
@@ -105,6 +120,7 @@ pub(crate) fn read_op<'a>(
             read_delete(reader, header, scratch)?;
             RawOp::Delete
         }
+        KIND_MAP => RawOp::Map(read_map(reader, header)?),
         _ => return Err(Malformed { offset: reader.at() - 1, flaw: Flaw::UnknownOp }),
     };
     Ok((op, more))
@@ -276,16 +292,20 @@ pub(crate) fn scalars(text: &str) -> u32 {
 pub(crate) fn skip(reader: &mut Reader<'_>, scratch: &mut Scratch) -> Result<u64, Malformed> {
     let mut counters = 0u64;
     scratch.indices.clear();
+    scratch.maps = false;
     loop {
         let (op, more) = read_op(reader, scratch)?;
-        counters += match op {
-            RawOp::Insert(insert) => u64::from(insert.len),
-            RawOp::Delete => 1,
-        };
+        counters += op.counters();
+        scratch.maps |= matches!(op, RawOp::Map(_));
         if !more {
             return Ok(counters);
         }
     }
+}
+
+/// Says in an op's first byte, at `at`, that another op follows.
+pub(crate) fn more_follow(out: &mut [u8], at: usize) {
+    out[at] |= MORE;
 }
 
 pub(crate) fn put_insert(out: &mut Vec<u8>, insert: &RawInsert<'_>, more: bool) {

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use crate::body::{self, RawInsert, RawOp, RawRange, Ref, Scratch};
-use crate::document::{Document, Limits};
+use crate::document::{Admission, Document, Limits};
 use crate::error::{Flaw, Malformed, Refusal};
 use crate::id::{COUNTER_MAX, Client, Id, OpId, ReplicaId};
+use crate::map::MapOp;
+use crate::map::admit::Writes;
 use crate::sequence::{Guess, Place};
 use crate::wire::Reader;
 
@@ -17,13 +19,15 @@ pub(crate) enum Op {
     Insert { id: Id, len: u32, left: Id, right: Id, text: u32, content: (usize, usize), guess: Guess },
     /// Which of `Resolved::ranges` it deletes.
     Delete { counter: u32, ranges: (usize, usize) },
+    /// `at` is where the op begins in the bytes that were read.
+    Map { counter: u32, at: usize },
 }
 
 impl Op {
     fn counter(&self) -> u32 {
         match *self {
             Op::Insert { id, .. } => id.counter,
-            Op::Delete { counter, .. } => counter,
+            Op::Delete { counter, .. } | Op::Map { counter, .. } => counter,
         }
     }
 }
@@ -37,16 +41,22 @@ pub(crate) struct Resolved {
     pub(crate) new_names: Vec<Arc<str>>,
 }
 
+/// Whose body is checked, and how strictly.
+#[derive(Clone, Copy)]
+pub(crate) struct Checked<'c> {
+    pub(crate) client: Client,
+    pub(crate) replica: ReplicaId,
+    pub(crate) base: u64,
+    pub(crate) limits: Limits,
+    /// Only where the owner decides: what is in the log was admitted once.
+    pub(crate) admission: Option<&'c Admission>,
+}
+
 impl Document {
     /// Reads one body of `client` and resolves it into `self.resolved`. Apart from that and the scratch
     /// the document stays as it is, also on success.
-    pub(crate) fn check(
-        &mut self,
-        client: Client,
-        replica: ReplicaId,
-        limits: Limits,
-        reader: &mut Reader<'_>,
-    ) -> Result<(), Refusal> {
+    pub(crate) fn check(&mut self, what: Checked<'_>, reader: &mut Reader<'_>) -> Result<(), Refusal> {
+        let Checked { client, replica, limits, .. } = what;
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut resolved = std::mem::take(&mut self.resolved);
         scratch.indices.clear();
@@ -63,16 +73,17 @@ impl Document {
             next: u64::from(first),
             elements: 0,
             deleted: 0,
+            writes: Vec::new(),
             resolved: &mut resolved,
         };
-        let result = check.body(reader, &mut scratch);
+        let result = check.body(reader, &mut scratch).and_then(|()| check.maps(what));
         self.scratch = scratch;
         self.resolved = resolved;
         result
     }
 }
 
-struct Check<'d> {
+struct Check<'d, 'a> {
     document: &'d Document,
     limits: Limits,
     client: Client,
@@ -85,22 +96,50 @@ struct Check<'d> {
     elements: usize,
     /// Ids that the change deletes.
     deleted: u64,
+    /// What it writes to maps.
+    writes: Vec<MapOp<'a>>,
     resolved: &'d mut Resolved,
 }
 
-impl Check<'_> {
-    fn body(&mut self, reader: &mut Reader<'_>, scratch: &mut Scratch) -> Result<(), Refusal> {
+impl<'a> Check<'_, 'a> {
+    fn body(&mut self, reader: &mut Reader<'a>, scratch: &mut Scratch) -> Result<(), Refusal> {
         loop {
             let start = reader.at();
             let (op, more) = body::read_op(reader, scratch)?;
             match op {
                 RawOp::Insert(insert) => self.insert(start, reader, &insert)?,
                 RawOp::Delete => self.delete(start, &scratch.ranges)?,
+                RawOp::Map(op) => self.map(start, op)?,
             }
             if !more {
                 return Ok(());
             }
         }
+    }
+
+    fn map(&mut self, start: usize, op: MapOp<'a>) -> Result<(), Refusal> {
+        if self.next + 1 > COUNTER_MAX {
+            return Err(Refusal::CountersUsedUp);
+        }
+        self.writes.push(op);
+        self.resolved.ops.push(Op::Map { counter: self.next as u32, at: start });
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Checks what the change writes to maps, once all of it was read.
+    fn maps(&self, what: Checked<'_>) -> Result<(), Refusal> {
+        if self.writes.is_empty() {
+            return Ok(());
+        }
+        let writes = Writes {
+            client: what.client,
+            first: self.first,
+            base: what.base,
+            ops: &self.writes,
+            new_texts: self.resolved.new_names.len(),
+        };
+        writes.check(self.document, what.limits, what.admission)
     }
 
     fn insert(
@@ -186,7 +225,7 @@ impl Check<'_> {
             return Ok((known + n) as u32);
         }
         let text = known + self.resolved.new_names.len();
-        if text >= self.limits.containers_max {
+        if text + self.document.maps.len() >= self.limits.containers_max {
             let limit = self.limits.containers_max as u64;
             return Err(Refusal::TooLarge { what: "containers", limit });
         }
@@ -310,7 +349,7 @@ impl Check<'_> {
                 let left = if counter > id.counter { Id::new(id.client, counter - 1) } else { left };
                 Some(Place { text, left, right, next: Id::NONE, guess: Place::NO_GUESS })
             }
-            Op::Delete { .. } => None,
+            Op::Delete { .. } | Op::Map { .. } => None,
         }
     }
 

@@ -1,13 +1,14 @@
-//! A document: its replicas, its texts, and the one way in for changes from the log.
+//! A document: its replicas, its texts, its maps, and the one way in for changes from the log.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::body::{self, Scratch};
+use crate::body::{self, RawOp, Scratch};
 use crate::change::{self, ChangeRef};
-use crate::check::{Op, Resolved};
+use crate::check::{Checked, Op, Resolved};
 use crate::error::Refusal;
 use crate::id::{Client, Hash, Id, OpId, ReplicaId, VersionVector};
+use crate::map::{Changed, Hlc, MapOp, Maps, Strategy, Write};
 use crate::sequence::Sequences;
 use crate::wire::Reader;
 
@@ -20,8 +21,13 @@ pub struct Limits {
     pub elements_max: usize,
     /// Replicas that ever wrote.
     pub replicas_max: usize,
-    /// Named containers.
+    /// Named containers: texts, and maps that have something in them.
     pub containers_max: usize,
+    /// Keys of all maps. A key counts for each of its concurrent values, and under
+    /// [`Strategy::Lww`](crate::Strategy::Lww) also when it was removed, as that must be remembered.
+    pub keys_max: usize,
+    /// Bytes of the keys and values of all maps.
+    pub map_bytes_max: usize,
 }
 
 impl Limits {
@@ -31,6 +37,8 @@ impl Limits {
             elements_max: self.elements_max.saturating_mul(2),
             replicas_max: self.replicas_max.saturating_mul(2),
             containers_max: self.containers_max.saturating_mul(2),
+            keys_max: self.keys_max.saturating_mul(2),
+            map_bytes_max: self.map_bytes_max.saturating_mul(2),
             ..self
         }
     }
@@ -43,8 +51,18 @@ impl Default for Limits {
             elements_max: 4 * 1024 * 1024,
             replicas_max: 10_000,
             containers_max: 1_000,
+            keys_max: 100_000,
+            map_bytes_max: 16 * 1024 * 1024,
         }
     }
+}
+
+/// What only the owner of a document checks, when it decides on a change: what is in the log has passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// The greatest stamp that a map's write may have, in microseconds since the Unix epoch. `None` allows
+    /// any; under [`Strategy::Server`](crate::Strategy::Server), where stamps order nothing, it is not looked at.
+    pub stamp_max: Option<u64>,
 }
 
 /// What became of a change that was applied.
@@ -67,7 +85,7 @@ pub(crate) struct ReplicaState {
     pub(crate) log_index: Option<u32>,
 }
 
-/// All that merging needs: texts with their tombstones, and how much of each replica is in them.
+/// All that merging needs: texts with their tombstones, maps, and how much of each replica is in them.
 #[derive(Clone, Debug, Default)]
 pub struct Document {
     pub(crate) limits: Limits,
@@ -78,6 +96,9 @@ pub struct Document {
     pub(crate) names: Vec<Arc<str>>,
     pub(crate) containers: BTreeMap<Arc<str>, u32>,
     pub(crate) sequences: Sequences,
+    pub(crate) maps: Maps,
+    /// Entries of the log that are in it.
+    pub(crate) seq: u64,
     /// Local ops that no change has taken yet.
     pub(crate) pending: Vec<crate::edit::Pending>,
     pub(crate) scratch: Scratch,
@@ -90,23 +111,62 @@ pub(crate) trait Observer {
     const LISTENS: bool = true;
     fn inserted(&mut self, container: &Arc<str>, at: usize, text: &str);
     fn deleted(&mut self, container: &Arc<str>, at: usize, len: usize);
+    /// A map's key has another value, or other ones that conflict with it; the stamp and op of a value that
+    /// is gone are those of the removal.
+    fn wrote(&mut self, container: &Arc<str>, key: &Arc<str>, value: Option<&Arc<str>>, stamp: Hlc, op: OpId);
 }
 
 impl Observer for () {
     const LISTENS: bool = false;
     fn inserted(&mut self, _: &Arc<str>, _: usize, _: &str) {}
     fn deleted(&mut self, _: &Arc<str>, _: usize, _: usize) {}
+    fn wrote(&mut self, _: &Arc<str>, _: &Arc<str>, _: Option<&Arc<str>>, _: Hlc, _: OpId) {}
+}
+
+/// What a body does not say of itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin {
+    pub(crate) client: Client,
+    /// Its entry's place in the log; 0 when it has none yet.
+    pub(crate) seq: u64,
+    pub(crate) base: u64,
 }
 
 impl Document {
-    /// An empty document with the usual limits.
+    /// An empty document with the usual limits, whose maps merge by [`Strategy::Crdt`].
     pub fn new() -> Document {
         Document::default()
     }
 
-    /// An empty document.
+    /// An empty document whose maps merge by [`Strategy::Crdt`].
     pub fn with_limits(limits: Limits) -> Document {
-        Document { limits, ..Document::default() }
+        Document::with_strategy(Strategy::default(), limits)
+    }
+
+    /// An empty document whose maps merge by that strategy.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, Hlc, Limits, ReplicaId, Strategy};
+    ///
+    /// let mut document = Document::with_strategy(Strategy::Lww, Limits::default());
+    /// let mut edit = document.edit(ReplicaId(7));
+    /// edit.set("", "title", "\"new\"", Hlc::at(2_000), None).unwrap();
+    /// edit.set("", "title", "\"old\"", Hlc::at(1_000), None).unwrap();
+    /// edit.commit(0).unwrap();
+    /// assert_eq!(document.map("").unwrap().get("title").unwrap().value, "\"new\"");
+    /// ```
+    pub fn with_strategy(strategy: Strategy, limits: Limits) -> Document {
+        Document { limits, maps: Maps::new(strategy), ..Document::default() }
+    }
+
+    /// How its maps merge.
+    pub fn strategy(&self) -> Strategy {
+        self.maps.strategy
+    }
+
+    /// The newest entry of the log that is in it; 0 when there is none.
+    pub fn seq(&self) -> u64 {
+        self.seq
     }
 
     /// The first counter of `replica` that is not here; 0 for an unknown replica.
@@ -133,7 +193,7 @@ impl Document {
         self.log.len()
     }
 
-    /// Names of all containers, in order of name.
+    /// Names of all texts, in order of name.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.containers.keys().map(|name| &**name)
     }
@@ -142,18 +202,38 @@ impl Document {
     pub fn memory_bytes(&self) -> usize {
         size_of::<Document>()
             + self.sequences.memory_bytes()
+            + self.maps.memory_bytes()
             + self.replicas.capacity() * (size_of::<ReplicaState>() + 32)
             + self.names.iter().map(|name| name.len() + 96).sum::<usize>()
     }
 
-    /// Applies the next change of a replica: the whole change or, when it is refused, nothing of it.
-    /// The replica's first change gives it the next log index.
+    /// Applies the log's next entry: the whole change or, when it is refused, nothing of it. It must be its
+    /// replica's next change; a replica's first one gives it the next log index.
     ///
     /// # Errors
     /// [`Refusal::Known`] and [`Refusal::Gap`] when it is not the replica's next change; the rest says
     /// what is wrong with it.
     pub fn apply(&mut self, change: ChangeRef<'_>) -> Result<Applied, Refusal> {
-        let (client, applied) = self.apply_unlogged(change)?;
+        self.apply_next(change, None)
+    }
+
+    /// Decides on a change as the document's owner: [`apply`](Document::apply), and the checks that only
+    /// count before a change is in the log.
+    ///
+    /// # Errors
+    /// As [`apply`](Document::apply); [`Refusal::Conflict`] when a write expects another value than its key
+    /// has, [`Refusal::ClockAhead`] when a stamp is beyond what `admission` allows.
+    pub fn admit(&mut self, change: ChangeRef<'_>, admission: &Admission) -> Result<Applied, Refusal> {
+        self.apply_next(change, Some(admission))
+    }
+
+    fn apply_next(
+        &mut self,
+        change: ChangeRef<'_>,
+        admission: Option<&Admission>,
+    ) -> Result<Applied, Refusal> {
+        let (client, applied) = self.apply_at(change, self.seq + 1, admission)?;
+        self.seq += 1;
         let state = &mut self.replicas[client as usize];
         state.logged = state.next;
         if state.log_index.is_none() {
@@ -168,10 +248,15 @@ impl Document {
     /// # Errors
     /// As [`apply`](Document::apply).
     pub fn reapply(&mut self, change: ChangeRef<'_>) -> Result<Applied, Refusal> {
-        self.apply_unlogged(change).map(|(_, applied)| applied)
+        self.apply_at(change, 0, None).map(|(_, applied)| applied)
     }
 
-    fn apply_unlogged(&mut self, change: ChangeRef<'_>) -> Result<(Client, Applied), Refusal> {
+    fn apply_at(
+        &mut self,
+        change: ChangeRef<'_>,
+        seq: u64,
+        admission: Option<&Admission>,
+    ) -> Result<(Client, Applied), Refusal> {
         let known = self.client(change.replica);
         let next_counter = known.map_or(0, |client| u64::from(self.replicas[client as usize].next));
         if change.counter < next_counter {
@@ -196,13 +281,14 @@ impl Document {
             reader = Reader::new(change.body);
         }
         let client = self.client_or_next(change.replica, self.limits)?;
-        self.check(client, change.replica, self.limits, &mut reader)?;
+        let (replica, base, limits) = (change.replica, change.base, self.limits);
+        self.check(Checked { client, replica, base, limits, admission }, &mut reader)?;
         reader.end()?;
         let hash = self.hash_checked(change)?;
         if client as usize == self.replicas.len() {
             self.add_replica(change.replica);
         }
-        let next = self.integrate(client, change.body, &mut ());
+        let next = self.integrate(Origin { client, seq, base }, change.body, &mut ());
         Ok((client, Applied { next_counter: u64::from(next), hash }))
     }
 
@@ -283,7 +369,8 @@ impl Document {
 
     /// Integrates what [`Document::check`] has resolved; returns the client's next counter. `bytes` is
     /// what the reader read from.
-    pub(crate) fn integrate(&mut self, client: Client, bytes: &[u8], on: &mut impl Observer) -> u32 {
+    pub(crate) fn integrate(&mut self, origin: Origin, bytes: &[u8], on: &mut impl Observer) -> u32 {
+        let client = origin.client;
         let resolved = std::mem::take(&mut self.resolved);
         let utf8 = |(start, end): (usize, usize)| {
             std::str::from_utf8(&bytes[start..end]).expect("the check has decoded it")
@@ -307,6 +394,10 @@ impl Document {
                         self.sequences.hint(id, guess);
                         self.delete(id, len, on);
                     }
+                }
+                Op::Map { counter, at } => {
+                    next = counter + 1;
+                    self.write_at(bytes, at, Id::new(client, counter), origin, on);
                 }
             }
         }
@@ -338,4 +429,43 @@ impl Document {
         let mut tell = |text: u32, at, len| on.deleted(&names[text as usize], at, len);
         self.sequences.delete(id, len, if O::LISTENS { Some(&mut tell) } else { None });
     }
+
+    /// Takes in the write to a map whose op begins there.
+    fn write_at<O: Observer>(&mut self, bytes: &[u8], at: usize, id: Id, origin: Origin, on: &mut O) {
+        let mut reader = Reader::starting_at(bytes, at);
+        if let Ok((RawOp::Map(op), _)) = body::read_op(&mut reader, &mut self.scratch) {
+            self.write(&op, id, origin, on);
+        }
+    }
+
+    pub(crate) fn write<O: Observer>(&mut self, op: &MapOp<'_>, id: Id, origin: Origin, on: &mut O) {
+        let write = Write { op: *op, id, seq: origin.seq, base: origin.base };
+        let replicas = &self.replicas;
+        let tell = |changed: Changed<'_>| tell(replicas, &write, changed, on);
+        self.maps.write(&write, &|client| replicas[client as usize].id.0, tell);
+    }
+
+    /// A write of our own to a map is in the log now.
+    pub(crate) fn logged<O: Observer>(&mut self, op: &MapOp<'_>, id: Id, origin: Origin, on: &mut O) {
+        let write = Write { op: *op, id, seq: origin.seq, base: origin.base };
+        let replicas = &self.replicas;
+        self.maps.logged(&write, |changed| tell(replicas, &write, changed, on));
+    }
+
+    /// What stands for a replica where writes of one stamp are put in order.
+    pub(crate) fn replica_order(&self, client: Client) -> u64 {
+        self.replicas.get(client as usize).map_or(0, |state| state.id.0)
+    }
+}
+
+fn tell<O: Observer>(replicas: &[ReplicaState], write: &Write<'_>, changed: Changed<'_>, on: &mut O) {
+    if !O::LISTENS {
+        return;
+    }
+    let (value, stamp, id) = match changed.winner {
+        Some(held) => (held.json.as_ref(), held.stamp, held.id),
+        None => (None, write.op.stamp, write.id),
+    };
+    let op = OpId { replica: replicas[id.client as usize].id, counter: u64::from(id.counter) };
+    on.wrote(changed.map, changed.key, value, stamp, op);
 }

@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
-use crate::body::{self, NAME_BYTES_MAX, RawInsert, RawRange, Ref};
+use crate::body::{self, NAME_BYTES_MAX, RawInsert, RawOp, RawRange, Ref, Scratch};
 use crate::change::Change;
-use crate::document::Document;
-use crate::error::EditError;
+use crate::document::{Admission, Document, Origin};
+use crate::error::{EditError, Refusal};
 use crate::id::{COUNTER_MAX, Client, Id, ReplicaId};
+use crate::map::admit::Writes;
+use crate::map::{Hlc, MapOp};
+use crate::wire::Reader;
 
 /// A local edit under way. Each call takes effect at once; [`commit`](Edit::commit) makes one change of all
 /// of them.
@@ -26,6 +29,8 @@ pub(crate) struct Pending {
     ops: Vec<PendingOp>,
     text: String,
     ranges: Vec<(Id, u32)>,
+    /// The bytes of writes to maps, one after another.
+    writes: Vec<u8>,
     /// An upper bound of the body's length.
     bytes: usize,
 }
@@ -45,6 +50,10 @@ enum PendingOp {
     Delete {
         counter: u32,
         ranges: (usize, usize),
+    },
+    /// `bytes` is a range of `Pending::writes`.
+    Map {
+        bytes: (usize, usize),
     },
 }
 
@@ -90,7 +99,8 @@ impl Edit<'_> {
             let limit = limits.elements_max as u64;
             return Err(EditError::TooLarge { what: "characters of a document", limit });
         }
-        if sequence.is_none() && self.document.names.len() >= limits.containers_max {
+        let containers = self.document.names.len() + self.document.maps.len();
+        if sequence.is_none() && containers >= limits.containers_max {
             return Err(EditError::TooLarge { what: "containers", limit: limits.containers_max as u64 });
         }
 
@@ -157,12 +167,89 @@ impl Edit<'_> {
         Ok(())
     }
 
+    /// Sets a key of a map to a value, which is any JSON text. `stamp` says when, by the replica's
+    /// [`Clock`](crate::Clock). `expect` is for documents of [`Strategy::Server`](crate::Strategy::Server): the
+    /// seq of the value that is to be replaced, 0 for none; when the key has another by then, the owner
+    /// refuses the change.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, Hlc, ReplicaId};
+    ///
+    /// let mut document = Document::new();
+    /// let mut edit = document.edit(ReplicaId(7));
+    /// edit.set("", "size", "{ \"width\": 3 }", Hlc::at(1), None).unwrap();
+    /// let change = edit.commit(0).unwrap();
+    /// assert_eq!(document.map("").unwrap().get("size").unwrap().value, "{\"width\":3}");
+    /// ```
+    ///
+    /// # Errors
+    /// When the value is no JSON that can be stored, a name, key or stamp is none, a limit is reached, or it is
+    /// plain already that the key has another value than is expected; then nothing has happened.
+    pub fn set(
+        &mut self,
+        map: &str,
+        key: &str,
+        value: &str,
+        stamp: Hlc,
+        expect: Option<u64>,
+    ) -> Result<(), EditError> {
+        self.write(&MapOp { map, key, value: Some(value), stamp, expect })
+    }
+
+    /// Removes a key of a map; also one that is not there, which says so to those who set it concurrently as
+    /// far as the document's strategy hears of it.
+    ///
+    /// # Errors
+    /// As [`set`](Edit::set).
+    pub fn remove(&mut self, map: &str, key: &str, stamp: Hlc, expect: Option<u64>) -> Result<(), EditError> {
+        self.write(&MapOp { map, key, value: None, stamp, expect })
+    }
+
+    fn write(&mut self, op: &MapOp<'_>) -> Result<(), EditError> {
+        let bytes = op.encode()?;
+        self.room(bytes.len(), 1)?;
+        let document = &*self.document;
+        let client = document.client(self.replica);
+        let seq = document.seq;
+        // The value in its canonical spelling.
+        let op = first_write(&bytes);
+        let writes = Writes {
+            client: client.unwrap_or(document.replicas.len() as Client),
+            first: document.next_counter(self.replica) as u32,
+            base: seq,
+            ops: std::slice::from_ref(&op),
+            new_texts: 0,
+        };
+        let admission = Admission::default();
+        writes.check(document, document.limits, Some(&admission)).map_err(|refusal| match refusal {
+            Refusal::Conflict(conflict) => EditError::Conflict { seq: conflict.seq },
+            Refusal::TooLarge { what, limit } => EditError::TooLarge { what, limit },
+            _ => EditError::ExpectUnsupported,
+        })?;
+
+        let client = self.begin()?;
+        let counter = self.document.replicas[client as usize].next;
+        let origin = Origin { client, seq: 0, base: seq };
+        self.document.write(&op, Id::new(client, counter), origin, &mut ());
+        self.document.replicas[client as usize].next += 1;
+        let pending = self.pending(client, counter);
+        let start = pending.writes.len();
+        pending.writes.extend_from_slice(&bytes);
+        pending.bytes += bytes.len();
+        let bytes = (start, pending.writes.len());
+        pending.ops.push(PendingOp::Map { bytes });
+        Ok(())
+    }
+
     /// Makes one change of everything since the last commit; `None` when nothing happened. `base` is the
-    /// newest seq that this document has received.
+    /// newest seq that this document has received; a change that writes to maps is given at least
+    /// [`Document::seq`], as its effect here is that of a write that has seen all of it.
     pub fn commit(self, base: u64) -> Option<Change> {
         let client = self.document.client(self.replica)?;
         let at = self.document.pending.iter().position(|pending| pending.client == client)?;
         let pending = self.document.pending.swap_remove(at);
+        let base = if pending.writes.is_empty() { base } else { base.max(self.document.seq) };
+        pending.saw(self.document, base);
         let next = self.document.replicas[client as usize].next;
         Some(Change {
             replica: self.replica,
@@ -215,6 +302,7 @@ impl Edit<'_> {
                     ops: Vec::new(),
                     text: String::new(),
                     ranges: Vec::new(),
+                    writes: Vec::new(),
                     bytes: 0,
                 });
                 document.pending.len() - 1
@@ -224,7 +312,26 @@ impl Edit<'_> {
     }
 }
 
+/// The op of bytes that were just made.
+fn first_write(bytes: &[u8]) -> MapOp<'_> {
+    match body::read_op(&mut Reader::new(bytes), &mut Scratch::default()) {
+        Ok((RawOp::Map(op), _)) => op,
+        _ => unreachable!("an op that was just encoded"),
+    }
+}
+
 impl Pending {
+    /// Its writes to maps may have been made before the newest entries came. They count as made now, so what
+    /// came since is seen by them here as everywhere else.
+    fn saw(&self, document: &mut Document, base: u64) {
+        for op in &self.ops {
+            if let PendingOp::Map { bytes: (start, end) } = *op {
+                let op = first_write(&self.writes[start..end]);
+                document.maps.saw(op.map, op.key, base);
+            }
+        }
+    }
+
     fn encode(mut self, document: &Document) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.bytes);
         let ops = std::mem::take(&mut self.ops);
@@ -246,6 +353,13 @@ impl Pending {
                     let op = Id::new(self.client, counter);
                     canonical_ranges(document, op, &mut self.ranges[start..end], &mut raw);
                     body::put_delete(&mut body, &raw, more);
+                }
+                PendingOp::Map { bytes: (start, end) } => {
+                    let at = body.len();
+                    body.extend_from_slice(&self.writes[start..end]);
+                    if more {
+                        body::more_follow(&mut body, at);
+                    }
                 }
             }
         }

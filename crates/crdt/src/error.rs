@@ -1,6 +1,7 @@
 //! What can be wrong with bytes, with a change, and with an edit.
 
 use crate::id::OpId;
+use crate::map::{JsonFlaw, JsonProblem};
 
 /// Bytes that no correct writer makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +47,15 @@ pub enum Flaw {
     /// A container's name is empty or too long.
     #[error("a container's name is empty or longer than 255 bytes")]
     ContainerName,
+    /// A key of a map is empty or too long.
+    #[error("a key of a map is empty or longer than 512 bytes")]
+    Key,
+    /// The stamp of a map's write is beyond what stamps can be.
+    #[error("a stamp is out of range")]
+    Stamp,
+    /// The value of a map's write is no JSON, or not in its canonical spelling.
+    #[error("a value is not JSON in the canonical spelling: {0}")]
+    Json(JsonProblem),
     /// A count or length that the rest of the bytes cannot hold, or above a limit.
     #[error("a count or length is out of bounds")]
     Bounds,
@@ -58,7 +68,7 @@ pub enum Flaw {
 }
 
 /// Why a change was not applied. The document is as it was before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
     /// The bytes are no change; `offset` counts from the start of the body or of the run of entries.
@@ -114,12 +124,40 @@ pub enum Refusal {
         /// How much is allowed.
         limit: u64,
     },
+    /// A write expects another value than the key has.
+    #[error(transparent)]
+    Conflict(Box<Conflict>),
+    /// A write is stamped later than the owner allows: its author's clock is ahead.
+    #[error("the stamp {stamp_micros} is beyond {max_micros} (microseconds since 1970): the clock is ahead")]
+    ClockAhead {
+        /// The stamp's microseconds.
+        stamp_micros: u64,
+        /// The greatest that is allowed now.
+        max_micros: u64,
+    },
+    /// A write expects a value in a document whose strategy does not look at that.
+    #[error("only the server strategy takes a write that says what it expects")]
+    ExpectUnsupported,
     /// The run of entries starts after a hole: fetch from `known + 1`.
     #[error("entries after seq {known} are missing")]
     MissingEntries {
         /// The newest seq that the caller said it has.
         known: u64,
     },
+}
+
+/// What a key has that a write expected otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("key {key:?} of map {map:?} is now at seq {seq}, not at what the write expects")]
+pub struct Conflict {
+    /// The map.
+    pub map: String,
+    /// The key.
+    pub key: String,
+    /// The seq of the value that the key has; 0 when it has none.
+    pub seq: u64,
+    /// That value as JSON.
+    pub value: Option<String>,
 }
 
 /// Why a local edit was refused. The document is as it was before the call.
@@ -151,4 +189,25 @@ pub enum EditError {
     /// The replica has used up its counters: go on as a new replica.
     #[error("the counters of this replica are used up")]
     CountersUsedUp,
+    /// A map's name is longer than 255 bytes.
+    #[error("a map's name has at most 255 bytes")]
+    MapName,
+    /// A key of a map is empty or longer than 512 bytes.
+    #[error("a key of a map has 1 to 512 bytes")]
+    Key,
+    /// A stamp beyond 2⁵³ microseconds.
+    #[error("a stamp has less than 2^53 microseconds since 1970")]
+    Stamp,
+    /// A value is no JSON that can be stored.
+    #[error(transparent)]
+    Json(#[from] JsonFlaw),
+    /// The key has another value than the write expects: read it and decide anew.
+    #[error("the key is now at seq {seq}, not at what the write expects")]
+    Conflict {
+        /// The seq of the value that the key has; 0 when it has none.
+        seq: u64,
+    },
+    /// A write expects a value in a document whose strategy does not look at that.
+    #[error("only the server strategy takes a write that says what it expects")]
+    ExpectUnsupported,
 }

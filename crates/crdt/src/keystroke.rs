@@ -55,6 +55,8 @@ mod tests {
     use super::*;
     use crate::body;
     use crate::change::{Change, ChangeRef};
+    use crate::check::Checked;
+    use crate::document::Origin;
     use crate::id::ReplicaId;
     use crate::wire::Reader;
 
@@ -70,11 +72,14 @@ mod tests {
     fn apply_ordinarily(document: &mut Document, change: ChangeRef<'_>) {
         let client = document.client_or_next(change.replica, document.limits).expect("room for it");
         let mut reader = Reader::new(change.body);
-        document.check(client, change.replica, document.limits, &mut reader).expect("a good change");
+        let (replica, base, limits) = (change.replica, change.base, document.limits);
+        let checked = Checked { client, replica, base, limits, admission: None };
+        document.check(checked, &mut reader).expect("a good change");
         if client as usize == document.replicas.len() {
             document.add_replica(change.replica);
         }
-        document.integrate(client, change.body, &mut ());
+        document.seq += 1;
+        document.integrate(Origin { client, seq: document.seq, base }, change.body, &mut ());
         if document.replicas[client as usize].log_index.is_none() {
             document.give_index(client);
         }

@@ -1,8 +1,9 @@
-//! What a document is: a sequence CRDT, its changes and its bytes.
+//! What a document is: texts and maps that merge, their changes and their bytes.
 //!
-//! A [`Document`] holds named texts. Every character has an identity, an [`OpId`], that it keeps for
+//! A [`Document`] holds named texts and named maps. In a text every character has an identity, an [`OpId`], that it keeps for
 //! ever; two replicas that hold the same changes hold the same text, in whatever order the changes
-//! came. The crate is pure: no clock, no randomness, no threads, no input or output.
+//! came. A map's keys hold JSON values; how concurrent writes to one key merge is
+//! the document's [`Strategy`]. The crate is pure: no clock, no randomness, no threads, no input or output.
 //!
 //! `INTERNALS.md` beside this crate explains the order of concurrent insertions, the structure in
 //! memory and every byte of the codecs.
@@ -28,8 +29,10 @@ mod columns;
 mod document;
 mod edit;
 mod error;
+mod heads;
 mod id;
 mod keystroke;
+mod map;
 mod receive;
 mod record;
 mod sequence;
@@ -38,10 +41,15 @@ mod text;
 mod wire;
 
 pub use change::{BODY_FORMAT, Change, ChangeRef};
-pub use document::{Applied, Document, Limits};
+pub use document::{Admission, Applied, Document, Limits};
 pub use edit::Edit;
-pub use error::{EditError, Flaw, Malformed, Refusal};
+pub use error::{Conflict, EditError, Flaw, Malformed, Refusal};
+pub use heads::Heads;
 pub use id::{Hash, OpId, ReplicaId, VersionVector};
+pub use map::{
+    Clock, Hlc, JSON_DEPTH_MAX, JsonFlaw, JsonProblem, KEY_BYTES_MAX, MAP_NAME_BYTES_MAX, MapOp, MapValue,
+    MapView, Strategy, UnknownStrategy, canonical_json, map_change_body, read_map_ops,
+};
 pub use receive::Patch;
 pub use record::{Entries, EntryRef, EntryWriter, PushChanges, PushWriter, read_entries, read_push};
 pub use text::{Anchor, Bias, Text};

@@ -2,41 +2,82 @@
 
 use std::sync::Arc;
 
-use crate::body;
-use crate::document::{Document, Observer};
+use crate::body::{self, RawOp};
+use crate::check::Checked;
+use crate::document::{Document, Observer, Origin};
 use crate::error::{Flaw, Malformed, Refusal};
-use crate::id::{Client, ReplicaId};
+use crate::id::{Client, Id, OpId, ReplicaId};
+use crate::map::Hlc;
 use crate::record::{EntryHead, read_entry_head};
 use crate::wire::Reader;
 
-/// A visible effect, in scalars: at `at`, `deleted` characters went, then `inserted` came.
+/// A visible effect of a change, for whoever shows the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Patch {
-    /// The text's name.
-    pub container: Arc<str>,
-    /// Where, after all patches before this one.
-    pub at: usize,
-    /// Characters that went.
-    pub deleted: usize,
-    /// Characters that came.
-    pub inserted: String,
+pub enum Patch {
+    /// In a text, counted in scalars: at `at`, `deleted` characters went, then `inserted` came.
+    Text {
+        /// The text's name.
+        container: Arc<str>,
+        /// Where, after all patches before this one.
+        at: usize,
+        /// Characters that went.
+        deleted: usize,
+        /// Characters that came.
+        inserted: String,
+    },
+    /// In a map, a key has another value, or the values that lost to it are others.
+    Map {
+        /// The map's name.
+        container: Arc<str>,
+        /// The key.
+        key: Arc<str>,
+        /// The value that the key has now, as JSON; `None` when it has none.
+        value: Option<Arc<str>>,
+        /// The stamp of that value, or of the removal.
+        stamp: Hlc,
+        /// The op that wrote it, or that removed the last one.
+        op: OpId,
+    },
+}
+
+impl Patch {
+    /// The name of the text or map.
+    #[must_use]
+    pub fn container(&self) -> &str {
+        match self {
+            Patch::Text { container, .. } | Patch::Map { container, .. } => container,
+        }
+    }
 }
 
 impl Observer for Vec<Patch> {
     fn inserted(&mut self, container: &Arc<str>, at: usize, text: &str) {
-        self.push(Patch { container: container.clone(), at, deleted: 0, inserted: text.to_owned() });
+        self.push(Patch::Text { container: container.clone(), at, deleted: 0, inserted: text.to_owned() });
     }
 
     fn deleted(&mut self, container: &Arc<str>, at: usize, len: usize) {
-        if let Some(last) = self.last_mut()
-            && last.inserted.is_empty()
-            && last.at == at
-            && last.container == *container
+        if let Some(Patch::Text { container: of_last, at: at_last, deleted, inserted }) = self.last_mut()
+            && inserted.is_empty()
+            && *at_last == at
+            && *of_last == *container
         {
-            last.deleted += len;
+            *deleted += len;
             return;
         }
-        self.push(Patch { container: container.clone(), at, deleted: len, inserted: String::new() });
+        let inserted = String::new();
+        self.push(Patch::Text { container: container.clone(), at, deleted: len, inserted });
+    }
+
+    fn wrote(
+        &mut self,
+        container: &Arc<str>,
+        key: &Arc<str>,
+        value: Option<&Arc<str>>,
+        stamp: Hlc,
+        op: OpId,
+    ) {
+        let (container, key, value) = (container.clone(), key.clone(), value.cloned());
+        self.push(Patch::Map { container, key, value, stamp, op });
     }
 }
 
@@ -85,7 +126,8 @@ impl Document {
             if seq <= known {
                 body::skip(&mut reader, &mut self.scratch)?;
             } else {
-                self.receive_entry(start, &head, entries, &mut reader, on)?;
+                self.receive_entry(start, seq, &head, entries, &mut reader, on)?;
+                self.seq = seq;
             }
         }
         reader.end()?;
@@ -95,6 +137,7 @@ impl Document {
     fn receive_entry(
         &mut self,
         start: usize,
+        seq: u64,
         head: &EntryHead,
         entries: &[u8],
         reader: &mut Reader<'_>,
@@ -103,16 +146,21 @@ impl Document {
         let (client, replica) = self.author(start, head)?;
         let state = self.replicas.get(client as usize);
         let (logged, next) = state.map_or((0, 0), |state| (state.logged, state.next));
+        let origin = Origin { client, seq, base: head.base };
         if logged < next {
             // Our own change came back.
+            let body = reader.at();
             let counters = body::skip(reader, &mut self.scratch)?;
             let end = u64::from(logged) + counters;
             if end > u64::from(next) {
                 return Err(Refusal::Known { next_counter: u64::from(next) });
             }
+            if self.scratch.maps {
+                self.own_writes_logged(Reader::starting_at(entries, body), logged, origin, on)?;
+            }
             self.replicas[client as usize].logged = end as u32;
         } else {
-            let next = self.receive_body(client, replica, entries, reader, on)?;
+            let next = self.receive_body(origin, replica, entries, reader, on)?;
             self.replicas[client as usize].logged = next;
         }
         if head.new.is_some() {
@@ -123,12 +171,13 @@ impl Document {
 
     fn receive_body(
         &mut self,
-        client: Client,
+        origin: Origin,
         replica: ReplicaId,
         entries: &[u8],
         reader: &mut Reader<'_>,
         on: &mut impl Observer,
     ) -> Result<u32, Refusal> {
+        let Origin { client, base, .. } = origin;
         let limits = self.limits.doubled();
         let start = reader.clone();
         if let Some(keystroke) = body::read_keystroke(reader, &mut self.scratch) {
@@ -137,11 +186,32 @@ impl Document {
             }
             *reader = start;
         }
-        self.check(client, replica, limits, reader)?;
+        self.check(Checked { client, replica, base, limits, admission: None }, reader)?;
         if client as usize == self.replicas.len() {
             self.add_replica(replica);
         }
-        Ok(self.integrate(client, entries, on))
+        Ok(self.integrate(origin, entries, on))
+    }
+
+    /// Our own writes to maps, which start at that counter, have their place in the log now.
+    fn own_writes_logged(
+        &mut self,
+        mut reader: Reader<'_>,
+        first: u32,
+        origin: Origin,
+        on: &mut impl Observer,
+    ) -> Result<(), Refusal> {
+        let mut counter = u64::from(first);
+        loop {
+            let (op, more) = body::read_op(&mut reader, &mut self.scratch)?;
+            if let RawOp::Map(write) = &op {
+                self.logged(write, Id::new(origin.client, counter as u32), origin, on);
+            }
+            counter += op.counters();
+            if !more {
+                return Ok(());
+            }
+        }
     }
 
     /// Whose entry it is. A first entry must bring the next log index and a replica that has none.

@@ -6,9 +6,11 @@ use crate::columns;
 use crate::document::{Document, Limits, ReplicaState};
 use crate::error::{Flaw, Malformed};
 use crate::id::{COUNTER_MAX, Hash, ReplicaId};
+use crate::map::Strategy;
+use crate::map::save::WRITE_BYTES_MAX;
 use crate::wire::{Reader, put_varint};
 
-const MAGIC: &[u8; 4] = b"mhd\x02";
+const MAGIC: &[u8; 4] = b"mhd\x03";
 const CHECKSUM_BYTES: usize = 16;
 
 /// LZ4 makes at most so many bytes of one.
@@ -23,6 +25,8 @@ fn unpack(bytes: &[u8], limits: Limits) -> Result<Vec<u8>, Malformed> {
     let mut reader = Reader::starting_at(bytes, MAGIC.len());
     let of_limits = limits.elements_max as u64 * ELEMENT_BYTES_MAX
         + limits.replicas_max as u64 * REPLICA_BYTES_MAX
+        + limits.keys_max as u64 * WRITE_BYTES_MAX
+        + limits.map_bytes_max as u64
         + NAMES_BYTES_MAX;
     let len = reader.bounded(of_limits.min(bytes.len() as u64 * LZ4_RATIO_MAX))? as usize;
     let packed = reader.take(reader.rest())?;
@@ -33,8 +37,8 @@ fn unpack(bytes: &[u8], limits: Limits) -> Result<Vec<u8>, Malformed> {
 }
 
 impl Document {
-    /// The whole state: all that merging needs, the replica table with log indices, and how much of each
-    /// replica is here. The text of deleted characters is not kept, their ids are. Edits must be committed
+    /// The whole state: all that merging needs, the replica table with log indices, how much of each
+    /// replica is here, and the seq. The text of deleted characters is not kept, their ids are. Edits must be committed
     /// before: what no change has taken would be known here and nowhere else.
     pub fn encode(&self) -> Vec<u8> {
         let raw = self.encode_raw();
@@ -47,7 +51,8 @@ impl Document {
     }
 
     fn encode_raw(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        let mut out = vec![self.maps.strategy.code()];
+        put_varint(&mut out, self.seq);
         put_varint(&mut out, self.replicas.len() as u64);
         for replica in &self.replicas {
             out.extend_from_slice(&replica.id.0.to_le_bytes());
@@ -61,6 +66,7 @@ impl Document {
             out.extend_from_slice(name.as_bytes());
             columns::write(&mut out, &self.sequences, text as u32);
         }
+        self.maps.save(&mut out);
         out
     }
 
@@ -89,12 +95,17 @@ impl Document {
         }
         let raw = unpack(&bytes[..end], limits.doubled())?;
         let mut reader = Reader::new(&raw);
-        let mut document = Document::with_limits(limits);
+        let Some(strategy) = Strategy::from_code(reader.byte()?) else {
+            return Err(Malformed { offset: 0, flaw: Flaw::UnknownFormat });
+        };
+        let mut document = Document::with_strategy(strategy, limits);
+        document.seq = reader.varint()?;
         document.read_replicas(&mut reader)?;
         let texts = reader.bounded(limits.doubled().containers_max as u64)?;
         for _ in 0..texts {
             document.read_text(&mut reader)?;
         }
+        document.load_maps(&mut reader, limits.doubled())?;
         reader.end()?;
         if document.sequences.loaded().is_err() {
             return reader.fail(Flaw::Inconsistent);
@@ -153,8 +164,9 @@ impl Document {
     /// A hash of the canonical state: the same for all documents that hold the same changes, in whatever
     /// order they came, from the log or from a snapshot.
     ///
-    /// It covers the version vector and, for each text in order of name, all elements in order as maximal
-    /// runs: id, length, origins, whether deleted, and the text that is visible.
+    /// It covers the version vector; for each text in order of name all elements in order as maximal
+    /// runs: id, length, origins, whether deleted, and the text that is visible; the strategy; and for each
+    /// key of each map the writes that it holds: id, stamp and value. Of the log's numbers it covers nothing.
     pub fn state_hash(&self) -> Hash {
         let mut hasher = blake3::Hasher::new();
         let mut row = Vec::new();
@@ -183,6 +195,7 @@ impl Document {
             });
             hasher.update(&[0; 8]);
         }
+        self.hash_maps(&mut hasher);
         truncate(hasher.finalize())
     }
 }

@@ -76,7 +76,7 @@ fn unpack(saved: &[u8]) -> Vec<u8> {
 
 /// A saved document of this, packed and sealed.
 fn pack(raw: &[u8]) -> Vec<u8> {
-    let mut bytes = b"mhd\x02".to_vec();
+    let mut bytes = b"mhd\x03".to_vec();
     let mut len = raw.len();
     while len >= 0x80 {
         bytes.push(len as u8 | 0x80);
@@ -136,7 +136,7 @@ fn any_bytes_as_a_document() {
     for _ in 0..20_000 {
         let n = random.below(60);
         let raw: Vec<u8> = (0..n).map(|_| random.below(256) as u8).collect();
-        let mut bytes = [b"mhd\x02", &*raw].concat();
+        let mut bytes = [b"mhd\x03", &*raw].concat();
         if random.chance(50) {
             bytes = pack(&raw);
         } else if random.chance(50) {
@@ -198,12 +198,13 @@ fn any_bytes_as_changes_and_entries() {
 fn big_numbers_cost_nothing() {
     // Counts and lengths far beyond the bytes that are there.
     let huge = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
-    for prefix in [&b""[..], b"\x00", b"\x00\x01\x01a"] {
+    // The seq is no count: what follows it is.
+    for prefix in [&b""[..], b"\x01\x00", b"\x01\x00\x00", b"\x01\x00\x00\x01\x01a", b"\x01\x00\x00\x00"] {
         assert!(Document::decode(&pack(&[prefix, &huge].concat())).is_err());
     }
     // And the length of what is packed.
     for len in [&huge[..], &[0xff, 0xff, 0xff, 0x7f], &[0x80, 0x20]] {
-        let mut bytes = [b"mhd\x02", len, &[0x10, b'a'], &[0; 16]].concat();
+        let mut bytes = [b"mhd\x03", len, &[0x10, b'a'], &[0; 16]].concat();
         seal(&mut bytes);
         assert!(Document::decode(&bytes).is_err());
     }

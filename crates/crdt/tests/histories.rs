@@ -74,8 +74,9 @@ impl Client {
         self.document.receive(first, count, &bytes, self.known, &mut patches).unwrap();
         self.known = self.known.max(last);
         for patch in patches {
-            let view = self.views.entry(patch.container.to_string()).or_default();
-            view.splice(patch.at..patch.at + patch.deleted, patch.inserted.chars());
+            let Patch::Text { container, at, deleted, inserted } = patch else { panic!("{patch:?}") };
+            let view = self.views.entry(container.to_string()).or_default();
+            view.splice(at..at + deleted, inserted.chars());
         }
     }
 

@@ -120,7 +120,8 @@ fn a_change_counts_once() {
 fn apply(view: &mut String, patches: &[Patch]) {
     let mut scalars: Vec<char> = view.chars().collect();
     for patch in patches {
-        scalars.splice(patch.at..patch.at + patch.deleted, patch.inserted.chars());
+        let Patch::Text { at, deleted, inserted, .. } = patch else { panic!("{patch:?}") };
+        scalars.splice(*at..at + deleted, inserted.chars());
     }
     *view = scalars.into_iter().collect();
 }

@@ -145,7 +145,7 @@ fn scenarios() -> Vec<Value> {
 fn refused() -> Vec<Value> {
     let bodies: [(&str, &[u8]); 12] = [
         ("no op", &[]),
-        ("unknown kind", &[0x04]),
+        ("unknown kind", &[0x06]),
         ("an insertion of nothing", &[0x00, 1, b'p', 0]),
         ("one scalar in the long form", &[0x00, 1, b'p', 1, b'x']),
         ("a varint in a longer form", &[0x00, 1, b'p', 0x82, 0x00, b'x', b'y']),

@@ -19,24 +19,17 @@ use manyhands_crdt::{Hash, ReplicaId};
 use manyhands_proto::{Chain, DocumentName, Epoch, Incarnation, NodeId, Offset, PartitionId, Seq};
 
 pub use batch::BATCH_ENTRIES_MAX;
+pub use manyhands_crdt::Strategy;
 pub use memory::{Call, Fault, MemoryLog};
 pub use open::{Options, migrate, open};
 
-/// How a document's maps merge; fixed when the document is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Strategy {
-    /// Multi-value registers and texts.
-    #[default]
-    Crdt = 0,
-}
-
-impl Strategy {
-    fn from_code(code: i64) -> Result<Strategy, LogError> {
-        match code {
-            0 => Ok(Strategy::Crdt),
-            _ => Err(LogError::Corrupt(format!("no strategy has the code {code}"))),
-        }
+/// The strategy of a stored document. Documents from before there were maps have the code 0.
+fn stored_strategy(code: i64) -> Result<Strategy, LogError> {
+    match u8::try_from(code) {
+        Ok(0) => Ok(Strategy::Crdt),
+        Ok(code) => Strategy::from_code(code)
+            .ok_or_else(|| LogError::Corrupt(format!("no strategy has the code {code}"))),
+        Err(_) => Err(LogError::Corrupt(format!("no strategy has the code {code}"))),
     }
 }
 

@@ -280,7 +280,7 @@ fn statement(round: &[Job]) -> Statement<'_> {
         .bind(documents().map(|(p, ..)| p).collect::<Vec<_>>())
         .bind(documents().map(|(_, document, _)| document.incarnation.0.cast_signed()).collect::<Vec<_>>())
         .bind(documents().map(|(_, document, _)| document.name.as_str()).collect::<Vec<_>>())
-        .bind(documents().map(|(_, document, _)| document.strategy as i16).collect::<Vec<_>>())
+        .bind(documents().map(|(_, document, _)| i16::from(document.strategy.code())).collect::<Vec<_>>())
         .bind(documents().map(|(.., created_ms)| created_ms).collect::<Vec<_>>())
         .bind(entries().map(|(p, _)| p).collect::<Vec<_>>())
         .bind(numbers(|entry| entry.incarnation.0))

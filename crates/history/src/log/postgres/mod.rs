@@ -21,7 +21,7 @@ use self::append::Appenders;
 use super::schema::{CREATE_META, Meta, READ_META, WRITE_META, empty};
 use super::{
     AppendError, Appended, Batch, Cursor, DocumentRecord, Entry, EventLog, Lease, LogError, Member, Options,
-    Ownership, ReadLimit, Strategy,
+    Ownership, ReadLimit, stored_strategy,
 };
 
 /// How long opening waits for the server.
@@ -372,7 +372,7 @@ impl EventLog for PostgresLog {
             Ok(Some(DocumentRecord {
                 name,
                 incarnation: Incarnation(number(&row, "incarnation")?),
-                strategy: Strategy::from_code(strategy.into())?,
+                strategy: stored_strategy(strategy.into())?,
             }))
         })
         .await

@@ -23,7 +23,7 @@ use self::writer::Writer;
 use super::schema::{CREATE_META, Meta, READ_META, WRITE_META, empty};
 use super::{
     AppendError, Appended, Batch, Cursor, DocumentRecord, Entry, EventLog, Lease, LogError, Member, Options,
-    Ownership, ReadLimit, Strategy,
+    Ownership, ReadLimit, stored_strategy,
 };
 
 /// How long a statement waits for another process that writes the same file.
@@ -355,7 +355,7 @@ impl EventLog for SqliteLog {
         Ok(Some(DocumentRecord {
             name: name.clone(),
             incarnation: Incarnation(number(&row, "incarnation")?),
-            strategy: Strategy::from_code(row.try_get("strategy").map_err(unavailable)?)?,
+            strategy: stored_strategy(row.try_get("strategy").map_err(unavailable)?)?,
         }))
     }
 

@@ -212,7 +212,7 @@ impl Append {
             .bind(document.incarnation.0.cast_signed())
             .bind(document.name.as_str())
             .bind(column(lease.partition))
-            .bind(document.strategy as i64)
+            .bind(i64::from(document.strategy.code()))
             .bind(began(batch).get(&document.incarnation).copied())
             .execute(&mut *connection)
             .await?;
