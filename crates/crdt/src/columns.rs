@@ -3,7 +3,7 @@
 
 use crate::error::{Flaw, Malformed};
 use crate::id::{COUNTER_MAX, Id};
-use crate::sequence::{Run, Sequences};
+use crate::sequence::{Run, STEP_MAX, Sequences};
 use crate::wire::{Reader, put_varint, put_zigzag};
 
 const DELETED: u8 = 1;
@@ -52,11 +52,11 @@ impl Context {
         &mut self.ends[client]
     }
 
-    fn step(&mut self, id: Id, len: u32, right: Id) {
-        *self.end(id.client) = id.counter + len;
-        self.client = id.client;
-        self.last = Some(id.plus(len - 1));
-        self.right = Some(right);
+    fn pass(&mut self, run: &Run<'_>) {
+        *self.end(run.id.client) = run.end();
+        self.client = run.id.client;
+        self.last = Some(run.last());
+        self.right = Some(run.right);
     }
 }
 
@@ -64,16 +64,16 @@ pub(crate) fn write(out: &mut Vec<u8>, sequences: &Sequences, text: u32) {
     let mut columns = Columns::default();
     let mut context = Context::default();
     // A run waits until the one behind it is known: that one's first element may be its right origin.
-    let mut waiting: Option<(Id, u32, Id, Id, bool)> = None;
-    sequences.runs(text, &mut |run| {
+    let mut waiting: Option<Run<'static>> = None;
+    sequences.strides(text, &mut |run| {
         if let Some(waiting) = waiting {
-            columns.add(&mut context, waiting, Some(run.id));
+            columns.add(&mut context, &waiting, Some(run.id));
         }
         columns.text.extend_from_slice(run.text.as_bytes());
-        waiting = Some((run.id, run.len, run.left, run.right, run.deleted));
+        waiting = Some(Run { text: "", ..run });
     });
     if let Some(waiting) = waiting {
-        columns.add(&mut context, waiting, None);
+        columns.add(&mut context, &waiting, None);
     }
     put_varint(out, columns.flags.len() as u64);
     out.extend_from_slice(&columns.flags);
@@ -84,12 +84,8 @@ pub(crate) fn write(out: &mut Vec<u8>, sequences: &Sequences, text: u32) {
 }
 
 impl Columns {
-    fn add(
-        &mut self,
-        context: &mut Context,
-        (id, len, left, right, deleted): (Id, u32, Id, Id, bool),
-        behind: Option<Id>,
-    ) {
+    fn add(&mut self, context: &mut Context, run: &Run<'_>, behind: Option<Id>) {
+        let Run { id, len, step, left, right, deleted, .. } = *run;
         let mut flags = if deleted { DELETED } else { 0 };
         if id.client != context.client {
             flags |= OTHER_CLIENT;
@@ -98,7 +94,10 @@ impl Columns {
         if len == 1 {
             flags |= ONE;
         } else {
-            put_varint(&mut self.lens, u64::from(len) - 2);
+            put_varint(&mut self.lens, (u64::from(len) - 2) << 1 | u64::from(step != 1));
+            if step != 1 {
+                put_zigzag(&mut self.lens, i64::from(step));
+            }
         }
         let expected = *context.end(id.client);
         if id.counter == expected {
@@ -120,7 +119,7 @@ impl Columns {
             right => self.spell_out(id, right),
         } << RIGHT_SHIFT;
         self.flags.push(flags);
-        context.step(id, len, right);
+        context.pass(run);
     }
 
     fn spell_out(&mut self, id: Id, origin: Id) -> u8 {
@@ -170,15 +169,14 @@ pub(crate) fn read<'a>(
         if client >= clients {
             return client_column.fail(Flaw::Inconsistent);
         }
-        let len = if flags & ONE != 0 { 1 } else { lens.bounded(COUNTER_MAX - 2)? as u32 + 2 };
+        let (len, step) = if flags & ONE != 0 { (1, 1) } else { len_and_step(&mut lens)? };
         let mut counter = *context.end(client);
         if flags & GOES_ON == 0 {
             let distance = counters.zigzag()?;
             counter = to_counter(&counters, i64::from(counter).checked_add(distance))?;
         }
-        if u64::from(counter) + u64::from(len) > COUNTER_MAX {
-            return counters.fail(Flaw::Counter);
-        }
+        let end = i64::from(counter) + i64::from(len - 1) * i64::from(step);
+        to_counter(&counters, Some(end))?;
         let id = Id::new(client, counter);
         if let Some(mut last) = last {
             if waiting {
@@ -204,8 +202,9 @@ pub(crate) fn read<'a>(
         waiting = flags >> RIGHT_SHIFT & 3 == RIGHT_BEHIND;
         let deleted = flags & DELETED != 0;
         let content = if deleted { "" } else { take_scalars(&mut content, len, &text)? };
-        last = Some(Run { id, len, left, right, deleted, text: content });
-        context.step(id, len, right);
+        let run = Run { id, len, step, left, right, deleted, text: content };
+        context.pass(&run);
+        last = Some(run);
     }
     if waiting || !content.is_empty() {
         return text.fail(Flaw::Inconsistent);
@@ -217,6 +216,20 @@ pub(crate) fn read<'a>(
         Some(last) if !on(last) => text.fail(Flaw::Inconsistent),
         _ => Ok(()),
     }
+}
+
+/// Of a run of more than one element.
+fn len_and_step(lens: &mut Reader<'_>) -> Result<(u32, i32), Malformed> {
+    let value = lens.bounded((COUNTER_MAX - 2) << 1 | 1)?;
+    let len = (value >> 1) as u32 + 2;
+    if value & 1 == 0 {
+        return Ok((len, 1));
+    }
+    let step = lens.zigzag()?;
+    if step == 1 || !(1..=u64::from(STEP_MAX)).contains(&step.unsigned_abs()) {
+        return lens.fail(Flaw::Bounds);
+    }
+    Ok((len, step as i32))
 }
 
 fn spelt_out(origins: &mut Reader<'_>, id: Id, clients: u32) -> Result<Id, Malformed> {

@@ -152,8 +152,7 @@ impl Document {
         let Document { replicas, sequences, .. } = self;
         columns::read(reader, replicas.len() as u32, |run| {
             let known = replicas[run.id.client as usize].next;
-            let fits = run.id.counter.checked_add(run.len).is_some_and(|end| end <= known)
-                && sequences.elements() + run.len as usize <= elements_max;
+            let fits = run.end() <= known && sequences.elements() + run.len as usize <= elements_max;
             if fits {
                 sequences.append(text, run);
             }

@@ -1,7 +1,7 @@
 //! Deletions: elements become tombstones, which keep their place and lose their text. Tombstones side by
 //! side become one span where their ids allow.
 
-use super::tree::Span;
+use super::span::Span;
 use super::{At, Guess, Sequences, Widths};
 use crate::id::Id;
 
@@ -17,7 +17,8 @@ impl Sequences {
         while rest > 0 {
             let at = self.expect(id);
             let span = *self.tree.span(at.leaf, at.slot);
-            let n = rest.min(span.len - at.off);
+            // Elements typed backwards die one by one, as their ids count the other way.
+            let n = if span.step() == 1 { rest.min(span.len - at.off) } else { 1 };
             if !span.is_dead() {
                 if let Some(on) = &mut on {
                     let text = self.tree.leaf(at.leaf).text;
@@ -38,40 +39,40 @@ impl Sequences {
     /// Makes `n` visible elements of one span tombstones; says where the tombstone is.
     fn bury(&mut self, at: At, n: u32) -> Guess {
         let span = *self.tree.span(at.leaf, at.slot);
-        let from = self.bytes_at(&span, at.off);
-        let to = if at.off + n == span.len { span.bytes } else { self.bytes_at(&span, at.off + n) };
+        let (from, to) = self.bytes_within(&span, at.off, n);
         let (start, bytes) = (span.at() + from, to - from);
         let widths = Widths::of_str(self.content.get(span.id.client, start, bytes), n);
-        let (leaf, slot) = self.replace(at, n, &span, from, to);
+        let (leaf, slot) = self.replace(at, n, &span);
         self.tree.narrow(leaf, widths);
         self.content.release(span.id.client, start, bytes);
         (leaf, slot)
     }
 
-    /// Puts a tombstone in the place of `n` elements of `span`, which are its bytes `from..to`; says
-    /// where it is then.
-    fn replace(&mut self, at: At, n: u32, span: &Span, from: u32, to: u32) -> Guess {
-        let left = if at.off == 0 { span.left } else { span.id.plus(at.off - 1) };
-        let mut dead = Span::dead(span.id.plus(at.off), n, left, span.right);
+    /// Puts a tombstone in the place of `n` elements of `span`; says where it is then.
+    fn replace(&mut self, at: At, n: u32, span: &Span) -> Guess {
+        let dead = span.buried(at.off, n);
         let spans = self.tree.leaf(at.leaf).spans();
         // The end of a span, as by a backspace: a tombstone behind it that goes on with the run takes it in.
         if at.off > 0
             && at.off + n == span.len
             && let Some(next) = spans.get(at.slot as usize + 1)
             && next.is_dead()
-            && dead.continues_with(next)
+            && let Some(dead) = self.joined(&dead, next)
         {
-            dead.len += next.len;
+            let bytes = self.bytes_at(span, at.off);
             *self.tree.span_mut(at.leaf, at.slot + 1) = dead;
-            self.tree.span_mut(at.leaf, at.slot).cut(at.off, from);
+            self.tree.span_mut(at.leaf, at.slot).cut(at.off, bytes);
             return (at.leaf, at.slot + 1);
         }
         // The start of a span: a tombstone before it takes it in.
         if at.off == 0 && n < span.len && at.slot > 0 {
             let before = spans[at.slot as usize - 1];
-            if before.is_dead() && before.continues_with(&dead) {
-                self.tree.span_mut(at.leaf, at.slot - 1).len += n;
-                let rest = self.tree.span_mut(at.leaf, at.slot).cut(n, to);
+            if before.is_dead()
+                && let Some(dead) = self.joined(&before, &dead)
+            {
+                let bytes = self.bytes_at(span, n);
+                *self.tree.span_mut(at.leaf, at.slot - 1) = dead;
+                let rest = self.tree.span_mut(at.leaf, at.slot).cut(n, bytes);
                 *self.tree.span_mut(at.leaf, at.slot) = rest;
                 return (at.leaf, at.slot - 1);
             }
@@ -95,18 +96,19 @@ impl Sequences {
         let mut slot = at.slot;
         if let Some(next) = spans.get(slot as usize + 1)
             && next.is_dead()
-            && span.continues_with(next)
+            && let Some(both) = self.joined(&span, next)
         {
-            let more = next.len;
-            self.tree.span_mut(at.leaf, slot).len += more;
+            *self.tree.span_mut(at.leaf, slot) = both;
             self.tree.remove_span(at.leaf, slot + 1);
         }
         if slot > 0 {
             let before = *self.tree.span(at.leaf, slot - 1);
             let span = *self.tree.span(at.leaf, slot);
-            if before.is_dead() && before.continues_with(&span) {
+            if before.is_dead()
+                && let Some(both) = self.joined(&before, &span)
+            {
                 slot -= 1;
-                self.tree.span_mut(at.leaf, slot).len += span.len;
+                *self.tree.span_mut(at.leaf, slot) = both;
                 self.tree.remove_span(at.leaf, slot + 1);
             }
         }
@@ -127,7 +129,7 @@ impl Sequences {
                 if !span.is_dead() {
                     let client = span.id.client;
                     let start = swept.end(client);
-                    swept.push(client, self.content.get(client, span.at(), span.bytes));
+                    swept.push(client, self.content.get(client, span.at(), span.bytes()));
                     leaf.spans[slot].set_at(start);
                 }
             }

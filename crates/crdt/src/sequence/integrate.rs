@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 
-use super::tree::{SPAN_LEN_MAX, Span};
+use super::span::{SPAN_LEN_MAX, STEP_MAX, Span};
 use super::{At, Sequences, Widths};
 use crate::body::scalars;
 use crate::id::{Client, Id};
@@ -62,7 +62,7 @@ impl Sequences {
     /// Whether anything hangs on `left` from the right, `next` being what is behind it. If so, then `next` has
     /// it as its left origin: that is the leftmost of all that hangs there.
     fn has_rivals(&self, left: Id, next: Option<(At, Id)>) -> bool {
-        next.is_some_and(|(at, _)| at.off > 0 || self.tree.span(at.leaf, at.slot).left == left)
+        next.is_some_and(|(at, _)| self.tree.span(at.leaf, at.slot).left_of(at.off) == left)
     }
 
     /// Where a new element goes that others have inserted beside, unknown to its author.
@@ -94,40 +94,48 @@ impl Sequences {
                 return walk;
             }
             let span = self.tree.span(at.leaf, at.slot);
-            // Inside a span we stand right behind `left`, which is the next element's left origin.
-            let their_left = if at.off > 0 { left } else { span.left };
-            match self.compare(their_left, left, true) {
+            // The rest of a span hangs on its first element, or that on the rest.
+            let mut behind = span.len;
+            match self.compare(span.left_of(at.off), left, true) {
                 // Outside of what hangs on `left`.
                 Ordering::Less => return gap,
                 // Hangs on a rival, goes with it.
                 Ordering::Greater => {}
-                // A rival.
-                Ordering::Equal if span.right == right => {
-                    if key(client) < key(span.id.client) {
-                        return gap;
-                    }
-                    undecided = false;
-                    // Siblings stand in order: one farther on with a smaller id too has all between the two
-                    // on its left.
-                    let spans = self.tree.leaf(at.leaf).spans();
-                    let slot = spans.len() - 1;
-                    let last = &spans[slot];
-                    if last.left == left && last.right == right && key(last.id.client) < key(client) {
-                        walk = At { slot: slot as u32, off: last.len, ..at };
-                        continue;
-                    }
-                }
                 Ordering::Equal => {
-                    let they_are = self.is_left_child(left, span.right);
-                    let nearer = self.compare(span.right, right, false) == Ordering::Less;
-                    if !is_left_child && !they_are && nearer {
-                        return gap;
+                    let mut off = at.off;
+                    if span.is_backward() {
+                        // Each is a left child of the next, so the last one decides, or the one before our right
+                        // origin.
+                        behind = span.offset(right).unwrap_or(span.len);
+                        off = behind - 1;
                     }
-                    undecided = they_are && (nearer || !is_left_child);
+                    let their_right = span.right_of(off);
+                    if their_right == right {
+                        // A sibling.
+                        if key(client) < key(span.id.client) {
+                            return gap;
+                        }
+                        undecided = false;
+                        // Siblings stand in order: one farther on with a smaller id too has all between the two
+                        // on its left.
+                        let spans = self.tree.leaf(at.leaf).spans();
+                        let slot = spans.len() - 1;
+                        let last = &spans[slot];
+                        if last.left == left && last.right == right && key(last.id.client) < key(client) {
+                            walk = At { slot: slot as u32, off: last.len, ..at };
+                            continue;
+                        }
+                    } else {
+                        let they_are = self.is_left_child(left, their_right);
+                        let nearer = self.compare(their_right, right, false) == Ordering::Less;
+                        if !is_left_child && !they_are && nearer {
+                            return gap;
+                        }
+                        undecided = they_are && (nearer || !is_left_child);
+                    }
                 }
             }
-            // The rest of the span hangs on its first element.
-            walk = At { off: span.len, ..at };
+            walk = At { off: behind, ..at };
         }
         if undecided { gap } else { walk }
     }
@@ -149,7 +157,7 @@ impl Sequences {
     ) -> Option<At> {
         let gap = self.before(self.expect(right))?;
         let span = self.tree.span(gap.leaf, gap.slot);
-        let last_child = span.left == left && span.right == right;
+        let last_child = span.left == left && span.right_of(gap.off - 1) == right;
         let fits = span.left == left && (!last_child || key(span.id.client) < key(client));
         fits.then_some(gap)
     }
@@ -202,45 +210,79 @@ impl Sequences {
         self.content.push(id.client, piece);
         self.elements += len as usize;
 
-        if gap.off > 0 {
-            let before = self.tree.span_mut(gap.leaf, gap.slot);
-            if gap.off == before.len
-                && left == before.last()
-                && id == before.id.plus(before.len)
-                && right == before.right
-                && !before.is_dead()
-                && before.at() + before.bytes == start
-                && before.len + len <= SPAN_LEN_MAX
-            {
-                before.len += len;
-                before.bytes += piece.len() as u32;
-                let off = before.len;
-                self.tree.widen(gap.leaf, widths);
-                self.places.append(id, gap.leaf);
-                self.hint(id, (gap.leaf, gap.slot));
-                return At { off, ..gap };
+        let gap = if self.is_inside(gap) { self.cut(gap) } else { gap };
+        let joined = match self.goes_on(gap, id, left, right, start, len) {
+            true => {
+                let before = self.tree.span_mut(gap.leaf, gap.slot);
+                let off = before.len + len;
+                before.grow(len, piece.len() as u32);
+                Some(At { off, ..gap })
             }
-        }
-        let span = Span::live(id, len, left, right, start, piece.len() as u32);
-        let (leaf, slot) = self.insert_span(gap, span);
-        self.tree.widen(leaf, widths);
-        self.places.append(id, leaf);
-        self.hint(id, (leaf, slot));
-        At { leaf, slot, off: len }
-    }
-
-    /// Puts a span into a gap, cutting the span around it if need be.
-    fn insert_span(&mut self, gap: At, span: Span) -> (u32, u32) {
-        let whole = gap.off == 0 || gap.off == self.tree.span(gap.leaf, gap.slot).len;
-        if whole {
+            false => self.joined_backward(gap, id, left, right, start, piece),
+        };
+        let gap = joined.unwrap_or_else(|| {
+            let span = Span::live(id, len, left, right, start, piece.len() as u32);
             let slot = if gap.off == 0 { gap.slot } else { gap.slot + 1 };
             let content = &self.content;
             let measure = |span: &Span| measure(content, span);
-            return self.tree.insert_span(gap.leaf, slot, span, &mut self.places, measure);
+            let (leaf, slot) = self.tree.insert_span(gap.leaf, slot, span, &mut self.places, measure);
+            At { leaf, slot, off: len }
+        });
+        self.tree.widen(gap.leaf, widths);
+        self.places.append(id, gap.leaf);
+        self.hint(id, (gap.leaf, gap.slot));
+        gap
+    }
+
+    fn is_inside(&self, gap: At) -> bool {
+        gap.off > 0 && gap.off < self.tree.span(gap.leaf, gap.slot).len
+    }
+
+    /// Whether a new element goes on with the span that ends at a gap: typing on.
+    fn goes_on(&self, gap: At, id: Id, left: Id, right: Id, start: u32, len: u32) -> bool {
+        if gap.off == 0 {
+            return false;
         }
-        let at = self.cut(gap);
-        self.tree.put(at.leaf, at.slot as usize + 1, span);
-        (at.leaf, at.slot + 1)
+        let before = self.tree.span(gap.leaf, gap.slot);
+        left == before.last()
+            && id == left.plus(1)
+            && right == before.right
+            && before.step() == 1
+            && !before.is_dead()
+            && before.at() + before.bytes() == start
+            && before.len + len <= SPAN_LEN_MAX
+    }
+
+    /// Puts a new element before the span of its replica that stands behind a gap, when it goes on with it as
+    /// typing backwards does. Says where the gap behind it is then.
+    fn joined_backward(
+        &mut self,
+        gap: At,
+        id: Id,
+        left: Id,
+        right: Id,
+        start: u32,
+        piece: &str,
+    ) -> Option<At> {
+        if right.client != id.client {
+            return None;
+        }
+        let slot = if gap.off == 0 { gap.slot } else { gap.slot + 1 };
+        let next = *self.tree.leaf(gap.leaf).spans().get(slot as usize)?;
+        let step = id.counter.wrapping_sub(right.counter);
+        let fits = next.id == right
+            && next.left == left
+            && !next.is_dead()
+            && (next.len == 1 || next.step().unsigned_abs() == step && next.is_backward())
+            && (1..=STEP_MAX).contains(&step)
+            && next.at() + next.bytes() == start
+            && next.len < SPAN_LEN_MAX
+            && scalars(piece) == 1
+            && self.is_free_between(id, right);
+        fits.then(|| {
+            *self.tree.span_mut(gap.leaf, slot) = next.preceded_by(id, piece.len() as u32);
+            At { slot, off: 1, ..gap }
+        })
     }
 
     /// Cuts a span in two at a gap inside it, in a leaf that then still has room for one more. Says where
@@ -260,5 +302,5 @@ fn measure(content: &super::Content, span: &Span) -> Widths {
     if span.is_dead() {
         return Widths::default();
     }
-    Widths::of_str(content.get(span.id.client, span.at(), span.bytes), span.len)
+    Widths::of_str(content.get(span.id.client, span.at(), span.bytes()), span.len)
 }

@@ -1,6 +1,7 @@
 //! What must hold in the tree after every step; the tests ask after each op.
 
-use super::tree::{CHILDREN, NIL, SPAN_LEN_MAX, SPANS};
+use super::span::SPAN_LEN_MAX;
+use super::tree::{CHILDREN, NIL, SPANS};
 use super::{Sequences, Widths};
 
 impl Sequences {
@@ -23,16 +24,28 @@ impl Sequences {
                 assert!(at.len > 0 || leaves.len() == 1, "no empty leaf but the only one");
                 for (slot, span) in at.spans().iter().enumerate() {
                     assert!(span.len > 0 && (span.is_dead() || span.len <= SPAN_LEN_MAX));
-                    assert!(span.bytes >= span.visible());
+                    assert!(span.bytes() >= span.visible());
                     assert_eq!(self.text_of(span).chars().count() as u32, span.visible());
                     elements += span.len as usize;
-                    live += span.bytes as usize;
-                    for id in [span.id, span.last()] {
+                    live += span.bytes() as usize;
+                    assert!(span.len > 1 || span.step() == 1, "one element is forwards");
+                    for off in 0..span.len {
+                        let id = span.element(off);
                         assert_eq!(self.places.leaf(id), Some(leaf), "{id:?} is where the index says");
-                        assert_eq!(self.locate(id).map(|at| at.slot), Some(slot as u32));
+                        assert_eq!(self.locate(id), Some(super::At { leaf, slot: slot as u32, off }));
                     }
+                    let (low, counters) = span.counters();
+                    let of_others =
+                        (0..counters).map(|n| low.plus(n)).filter(|&id| span.offset(id).is_none());
+                    of_others
+                        .for_each(|id| assert!(self.search(id).is_none(), "no element between a span's"));
                     if let Some(next) = at.spans().get(slot + 1) {
-                        let joins = span.is_dead() && next.is_dead() && span.continues_with(next);
+                        // A single one may be what a cut left of a span that did not go on as this does.
+                        let joins = span.is_dead()
+                            && next.is_dead()
+                            && span.len > 1
+                            && next.len > 1
+                            && self.joined(span, next).is_some();
                         assert!(!joins, "tombstones side by side are one");
                     }
                 }

@@ -1,12 +1,13 @@
 //! Loading: runs are put behind one another as they are, and then made findable all at once.
 
-use super::tree::{SPAN_LEN_MAX, SPANS, Span};
+use super::span::{SPAN_LEN_MAX, Span};
+use super::tree::SPANS;
 use super::{Run, Sequences, Widths};
 use crate::body::scalars;
 use crate::id::Id;
 
-/// A span's id, length and leaf.
-type Row = (Id, u32, u32);
+/// A span's lowest id, how many counters it goes over, its leaf, and every which counter is an element.
+type Row = (Id, u32, u32, u32);
 
 /// All spans by id.
 ///
@@ -39,7 +40,7 @@ impl ById {
     /// The first id that stands in two places.
     fn of(unsorted: Vec<Row>) -> Result<ById, Id> {
         let mut ends: Vec<u32> = Vec::new();
-        for &(id, len, _) in &unsorted {
+        for &(id, len, ..) in &unsorted {
             if ends.len() <= id.client as usize {
                 ends.resize(id.client as usize + 1, 0);
             }
@@ -60,7 +61,7 @@ impl ById {
             ById { rows, starts: None }
         };
         for pair in by_id.rows.windows(2) {
-            let ((id, len, _), (next, ..)) = (pair[0], pair[1]);
+            let ((id, len, ..), (next, ..)) = (pair[0], pair[1]);
             if id.client == next.client && next.counter - id.counter < len {
                 return Err(next);
             }
@@ -85,7 +86,7 @@ impl ById {
             sum += word.count_ones();
         }
         let starts = Starts { first, words, before };
-        let mut rows = vec![(Id::NONE, 0, 0); unsorted.len()];
+        let mut rows = vec![(Id::NONE, 0, 0, 1); unsorted.len()];
         for row in unsorted {
             rows[starts.rank(row.0.client, row.0.counter)] = row;
         }
@@ -107,8 +108,10 @@ impl ById {
             }
             None => self.rows.partition_point(|row| row.0 <= id),
         };
-        let (start, len, leaf) = self.rows[n.checked_sub(1)?];
-        let within = start.client == id.client && id.counter.wrapping_sub(start.counter) < len;
+        let (start, len, leaf, step) = self.rows[n.checked_sub(1)?];
+        let distance = id.counter.wrapping_sub(start.counter);
+        let within =
+            start.client == id.client && distance < len && (step == 1 || distance.is_multiple_of(step));
         within.then_some(leaf)
     }
 }
@@ -122,33 +125,32 @@ impl Sequences {
     /// Adds a run at the end of a text as it is, without integration. To be followed by
     /// [`loaded`](Sequences::loaded).
     pub(crate) fn append(&mut self, text: u32, run: Run<'_>) {
-        let (mut id, mut left, mut rest, mut content) = (run.id, run.left, run.len, run.text);
-        while rest > 0 {
-            let len = if run.deleted { rest } else { rest.min(SPAN_LEN_MAX) };
-            let bytes = match run.deleted {
-                true => 0,
-                false if rest == len => content.len(),
+        let whole = Span::of_run(&run);
+        let (mut off, mut content) = (0, run.text);
+        while off < run.len {
+            let len = if run.deleted { run.len } else { (run.len - off).min(SPAN_LEN_MAX) };
+            let bytes = match off + len == run.len {
+                true => content.len(),
                 false => content.char_indices().nth(len as usize).map_or(content.len(), |(at, _)| at),
             };
             let (piece, others) = content.split_at(bytes);
             debug_assert!(run.deleted || scalars(piece) == len);
-            let span = if run.deleted {
-                Span::dead(id, len, left, run.right)
-            } else {
-                let start = self.content.end(id.client);
-                self.content.push(id.client, piece);
-                Span::live(id, len, left, run.right, start, bytes as u32)
-            };
+            let mut span = whole.part(off, len);
+            if !run.deleted {
+                span = span.with_text(self.content.end(run.id.client), bytes as u32);
+                if span.is_backward() {
+                    // As it was typed.
+                    self.content.push(run.id.client, &piece.chars().rev().collect::<String>());
+                } else {
+                    self.content.push(run.id.client, piece);
+                }
+            }
             let last = self.tree.roots[text as usize].last;
             let end = self.tree.leaf(last).len;
             self.tree.insert_span(last, end, span, &mut self.places, |_| unreachable!("nothing moves"));
             self.elements += len as usize;
             content = others;
-            rest -= len;
-            if rest > 0 {
-                left = id.plus(len - 1);
-                id = id.plus(len);
-            }
+            off += len;
         }
     }
 
@@ -159,11 +161,14 @@ impl Sequences {
     pub(crate) fn loaded(&mut self) -> Result<(), Id> {
         let mut rows = Vec::with_capacity(self.tree.leaves.iter().map(|leaf| leaf.len as usize).sum());
         for (n, leaf) in self.tree.leaves.iter().enumerate() {
-            rows.extend(leaf.spans().iter().map(|span| (span.id, span.len, n as u32)));
+            rows.extend(leaf.spans().iter().map(|span| {
+                let (low, counters) = span.counters();
+                (low, counters, n as u32, span.step().unsigned_abs())
+            }));
         }
         let by_id = ById::of(rows)?;
         self.check_origins(&by_id)?;
-        self.places.rebuild(by_id.rows.iter().map(|&(id, _, leaf)| (id, leaf)));
+        self.places.rebuild(by_id.rows.iter().map(|&(id, _, leaf, _)| (id, leaf)));
         for leaf in 0..self.tree.leaves.len() as u32 {
             let spans = self.tree.leaf(leaf).spans();
             let widths = spans.iter().fold(Widths::default(), |sum, span| sum + self.widths_of(span));

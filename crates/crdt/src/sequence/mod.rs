@@ -12,28 +12,46 @@ mod load;
 pub(crate) mod naive;
 mod places;
 mod read;
+mod span;
 mod tree;
 mod typing;
 mod widths;
 
+pub(crate) use span::STEP_MAX;
 pub(crate) use widths::Widths;
 
 use crate::id::Id;
 use content::Content;
 use places::Places;
-use tree::{NIL, Span, Tree};
+use span::Span;
+use tree::{NIL, Tree};
 
-/// Consecutive elements of one replica that were typed in one go: each has the one before as its left
-/// origin, and all have the same right origin.
+/// Elements of one replica side by side that were typed in one go: each has the one before as its left origin, and
+/// all have the same right origin. Or, when `step` is not 1, elements that follow one another as those of a
+/// [`Span`](span::Span).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run<'a> {
     pub(crate) id: Id,
     pub(crate) len: u32,
+    pub(crate) step: i32,
     pub(crate) left: Id,
     pub(crate) right: Id,
     pub(crate) deleted: bool,
     /// Empty when deleted.
     pub(crate) text: &'a str,
+}
+
+impl Run<'_> {
+    /// The id of the last element.
+    pub(crate) fn last(&self) -> Id {
+        let distance = ((self.len - 1) as i32).wrapping_mul(self.step);
+        Id::new(self.id.client, self.id.counter.wrapping_add_signed(distance))
+    }
+
+    /// The first counter behind all of the elements.
+    pub(crate) fn end(&self) -> u32 {
+        self.id.counter.max(self.last().counter) + 1
+    }
 }
 
 /// A leaf and a slot in it, where something was at some time.
@@ -106,10 +124,8 @@ impl Sequences {
             // The span itself, or one beside it: people go on where they were, and next to it.
             let spans = leaf_at.spans();
             for slot in [slot, slot.wrapping_sub(1), slot.wrapping_add(1)] {
-                if let Some(span) = spans.get(slot as usize)
-                    && span.contains(id)
-                {
-                    return Some(At { leaf, slot, off: id.counter - span.id.counter });
+                if let Some(off) = spans.get(slot as usize).and_then(|span| span.offset(id)) {
+                    return Some(At { leaf, slot, off });
                 }
             }
         }
@@ -118,9 +134,8 @@ impl Sequences {
 
     fn search(&self, id: Id) -> Option<At> {
         let leaf = self.places.leaf(id)?;
-        let spans = self.tree.leaf(leaf).spans();
-        let slot = spans.iter().position(|span| span.contains(id))?;
-        Some(At { leaf, slot: slot as u32, off: id.counter - spans[slot].id.counter })
+        let mut spans = (0..).zip(self.tree.leaf(leaf).spans());
+        spans.find_map(|(slot, span)| span.offset(id).map(|off| At { leaf, slot, off }))
     }
 
     fn expect(&self, id: Id) -> At {
@@ -147,7 +162,7 @@ impl Sequences {
         let spans = leaf.spans();
         if let Some(span) = spans.get(gap.slot as usize) {
             if gap.off < span.len {
-                return Some((gap, span.id.plus(gap.off)));
+                return Some((gap, span.element(gap.off)));
             }
             if let Some(next) = spans.get(gap.slot as usize + 1) {
                 return Some((At { slot: gap.slot + 1, off: 0, ..gap }, next.id));
@@ -173,25 +188,60 @@ impl Sequences {
     /// The left origin of an element.
     fn left_of(&self, id: Id) -> Id {
         let at = self.expect(id);
-        if at.off > 0 { Id::new(id.client, id.counter - 1) } else { self.tree.span(at.leaf, at.slot).left }
+        self.tree.span(at.leaf, at.slot).left_of(at.off)
     }
 
+    /// Two tombstones side by side as one, if they can be.
+    fn joined(&self, span: &Span, next: &Span) -> Option<Span> {
+        let both = span.joined(next)?;
+        self.is_free_between(span.last(), next.id).then_some(both)
+    }
+
+    /// Whether no counter between these two is an element.
+    fn is_free_between(&self, a: Id, b: Id) -> bool {
+        let mut between = a.counter.min(b.counter) + 1..a.counter.max(b.counter);
+        between.all(|counter| self.search(Id::new(a.client, counter)).is_none())
+    }
+
+    /// The text of a span, in the order of typing.
     #[inline]
     fn text_of(&self, span: &Span) -> &str {
-        if span.is_dead() { "" } else { self.content.get(span.id.client, span.at(), span.bytes) }
+        if span.is_dead() { "" } else { self.content.get(span.id.client, span.at(), span.bytes()) }
     }
 
     fn widths_of(&self, span: &Span) -> Widths {
         if span.is_dead() { Widths::default() } else { Widths::of_str(self.text_of(span), span.len) }
     }
 
-    /// Bytes of the first `off` characters of a span.
-    fn bytes_at(&self, span: &Span, off: u32) -> u32 {
-        if span.bytes == span.len || span.is_dead() {
-            return off.min(span.bytes);
+    /// Bytes of the `n` characters of a span that were typed first.
+    fn bytes_of(&self, span: &Span, n: u32) -> u32 {
+        if span.bytes() == span.len || n == span.len || span.is_dead() {
+            return if n == span.len { span.bytes() } else { n.min(span.bytes()) };
         }
         let text = self.text_of(span);
-        text.char_indices().nth(off as usize).map_or(text.len(), |(at, _)| at) as u32
+        text.char_indices().nth(n as usize).map_or(text.len(), |(at, _)| at) as u32
+    }
+
+    /// Bytes of a span's text that were typed before those on the other side of a gap in it.
+    fn bytes_at(&self, span: &Span, off: u32) -> u32 {
+        self.bytes_of(span, if span.is_backward() { span.len - off } else { off })
+    }
+
+    /// The bytes of elements `off..off + n` among the text of a span: from and to.
+    fn bytes_within(&self, span: &Span, off: u32, n: u32) -> (u32, u32) {
+        let (from, to) = (self.bytes_at(span, off), self.bytes_at(span, off + n));
+        (from.min(to), from.max(to))
+    }
+
+    /// Adds the text of elements `off..off + n` of a visible span, as it is read.
+    fn read(&self, span: &Span, off: u32, n: u32, out: &mut String) {
+        let (from, to) = self.bytes_within(span, off, n);
+        let text = &self.text_of(span)[from as usize..to as usize];
+        if span.is_backward() {
+            out.extend(text.chars().rev());
+        } else {
+            out.push_str(text);
+        }
     }
 }
 

@@ -242,7 +242,7 @@ impl Sequences {
                 }
                 _ => {
                     if let Some((id, len, left, right, deleted)) = run {
-                        on(Run { id, len, left, right, deleted, text: &content });
+                        on(Run { id, len, step: 1, left, right, deleted, text: &content });
                     }
                     content.clear();
                     run = Some((node.id, 1, node.origin_left, node.origin_right, node.is_deleted));
@@ -253,7 +253,7 @@ impl Sequences {
             }
         }
         if let Some((id, len, left, right, deleted)) = run {
-            on(Run { id, len, left, right, deleted, text: &content });
+            on(Run { id, len, step: 1, left, right, deleted, text: &content });
         }
     }
 

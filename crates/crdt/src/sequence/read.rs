@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::tree::Span;
+use super::span::Span;
 use super::{At, Guess, Place, Run, Sequences, Widths};
 use crate::id::Id;
 
@@ -13,8 +13,8 @@ impl Sequences {
         let at = self.locate(id)?;
         let next = self.after(At { off: at.off + 1, ..at }).map_or(Id::NONE, |(_, next)| next);
         let span = self.tree.span(at.leaf, at.slot);
-        let left = if at.off > 0 { Id::new(id.client, id.counter - 1) } else { span.left };
-        let (right, text) = (span.right, self.tree.leaf(at.leaf).text);
+        let (left, right) = (span.left_of(at.off), span.right_of(at.off));
+        let text = self.tree.leaf(at.leaf).text;
         Some(Place { text, left, right, next, guess: (at.leaf, at.slot) })
     }
 
@@ -24,11 +24,11 @@ impl Sequences {
     /// The first id that is none.
     pub(crate) fn find_all(&self, id: Id, len: u32) -> Result<Guess, Id> {
         let first = self.locate(id).ok_or(id)?;
-        let mut done = self.tree.span(first.leaf, first.slot).len - first.off;
+        let mut done = self.tree.span(first.leaf, first.slot).count_up(first.off);
         while done < len {
             let id = id.plus(done);
             let at = self.locate(id).ok_or(id)?;
-            done += self.tree.span(at.leaf, at.slot).len - at.off;
+            done += self.tree.span(at.leaf, at.slot).count_up(at.off);
         }
         Ok((first.leaf, first.slot))
     }
@@ -56,7 +56,7 @@ impl Sequences {
             None => (Id::NONE, At { leaf: self.tree.roots[text as usize].first, slot: 0, off: 0 }),
             Some(before) => {
                 let at = self.visible_at(text, before);
-                (self.tree.span(at.leaf, at.slot).id.plus(at.off), At { off: at.off + 1, ..at })
+                (self.tree.span(at.leaf, at.slot).element(at.off), At { off: at.off + 1, ..at })
             }
         };
         (left, self.after(gap).map_or(Id::NONE, |(_, id)| id))
@@ -102,17 +102,15 @@ impl Sequences {
 
     /// The ids of visible elements, in order.
     pub(crate) fn ids(&self, text: u32, range: Range<usize>, on: &mut dyn FnMut(Id, u32)) {
-        self.stretches(text, range, &mut |span, off, n| on(span.id.plus(off), n));
+        self.stretches(text, range, &mut |span, off, n| match span.step() {
+            1 => on(span.element(off), n),
+            _ => (off..off + n).for_each(|off| on(span.element(off), 1)),
+        });
     }
 
     /// The visible text of a range.
     pub(crate) fn write(&self, text: u32, range: Range<usize>, out: &mut String) {
-        self.stretches(text, range, &mut |span, off, n| {
-            let content = self.text_of(span);
-            let from = self.bytes_at(span, off) as usize;
-            let to = if off + n == span.len { content.len() } else { self.bytes_at(span, off + n) as usize };
-            out.push_str(&content[from..to]);
-        });
+        self.stretches(text, range, &mut |span, off, n| self.read(span, off, n, out));
     }
 
     /// Widths of all that is visible.
@@ -132,13 +130,16 @@ impl Sequences {
         for span in self.tree.leaf(leaf).spans() {
             let with = sum + self.widths_of(span);
             if enough(with) {
-                for c in self.text_of(span).chars() {
+                let chars = self.text_of(span).chars();
+                let mut next = |c| {
                     let with = sum + Widths::of(c);
-                    if enough(with) {
-                        break;
+                    let goes_on = !enough(with);
+                    if goes_on {
+                        sum = with;
                     }
-                    sum = with;
-                }
+                    goes_on
+                };
+                let _ = if span.is_backward() { chars.rev().all(&mut next) } else { chars.clone().all(next) };
                 return sum;
             }
             sum = with;
@@ -151,22 +152,35 @@ impl Sequences {
     pub(crate) fn runs(&self, text: u32, on: &mut dyn FnMut(Run<'_>)) {
         let mut content = String::new();
         let mut run: Option<Span> = None;
+        let mut add = |span: Span, piece: &str| {
+            match &mut run {
+                Some(run) if run.is_dead() == span.is_dead() && run.continues_with(&span) => {
+                    run.len += span.len;
+                }
+                _ => {
+                    if let Some(run) = run.replace(span) {
+                        on(as_run(&run, &content));
+                    }
+                    content.clear();
+                }
+            }
+            content.push_str(piece);
+        };
         let mut leaf = self.tree.roots[text as usize].first;
         while let Some(at) = self.tree.leaves.get(leaf as usize) {
             for span in at.spans() {
-                match &mut run {
-                    Some(run) if run.is_dead() == span.is_dead() && run.continues_with(span) => {
-                        run.len += span.len;
-                    }
-                    _ => {
-                        if let Some(run) = run {
-                            on(as_run(&run, &content));
-                        }
-                        content.clear();
-                        run = Some(*span);
-                    }
+                let text = self.text_of(span);
+                if span.step() == 1 {
+                    add(*span, text);
+                    continue;
                 }
-                content.push_str(self.text_of(span));
+                // Element by element.
+                let mut chars = text.chars();
+                let mut utf8 = [0; 4];
+                for off in 0..span.len {
+                    let c = if span.is_backward() { chars.next_back() } else { chars.next() };
+                    add(span.part(off, 1), c.map_or("", |c| c.encode_utf8(&mut utf8)));
+                }
             }
             leaf = at.next;
         }
@@ -174,8 +188,41 @@ impl Sequences {
             on(as_run(&run, &content));
         }
     }
+
+    /// All elements of a text in order, as [`runs`](Sequences::runs), but that runs of one element are put together
+    /// whose ids are a step apart. Also the same for the same state.
+    pub(crate) fn strides(&self, text: u32, on: &mut dyn FnMut(Run<'_>)) {
+        let mut content = String::new();
+        let mut waiting: Option<Span> = None;
+        self.runs(text, &mut |run| {
+            let single = (run.len == 1).then(|| Span::of_run(&run));
+            if let (Some(span), Some(next)) = (&mut waiting, &single)
+                && span.is_dead() == next.is_dead()
+                && let Some(both) = self.joined(span, next)
+            {
+                *span = both;
+                content.push_str(run.text);
+                return;
+            }
+            if let Some(span) = waiting.take() {
+                on(as_run(&span, &content));
+            }
+            match single {
+                None => on(run),
+                Some(span) => {
+                    content.clear();
+                    content.push_str(run.text);
+                    waiting = Some(span);
+                }
+            }
+        });
+        if let Some(span) = waiting {
+            on(as_run(&span, &content));
+        }
+    }
 }
 
 fn as_run<'a>(span: &Span, text: &'a str) -> Run<'a> {
-    Run { id: span.id, len: span.len, left: span.left, right: span.right, deleted: span.is_dead(), text }
+    let Span { id, len, left, right, .. } = *span;
+    Run { id, len, step: span.step(), left, right, deleted: span.is_dead(), text }
 }

@@ -3,91 +3,12 @@
 
 use super::Widths;
 use super::places::Places;
-use crate::id::Id;
+use super::span::Span;
 
 // Under the crate's own tests everything is small, so that short histories split leaves and nodes as well.
 pub(super) const SPANS: usize = if cfg!(test) { 4 } else { 32 };
 pub(super) const CHILDREN: usize = if cfg!(test) { 4 } else { 16 };
 pub(super) const NIL: u32 = u32::MAX;
-/// Elements of a span at most, so that looking into one is bounded.
-pub(super) const SPAN_LEN_MAX: u32 = if cfg!(test) { 6 } else { 2048 };
-const DEAD: u32 = u32::MAX;
-
-/// Elements of one run, or a part of them, that stand side by side. The first has `left` as its left
-/// origin, each other the one before it; all have `right`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) id: Id,
-    pub(super) left: Id,
-    pub(super) right: Id,
-    pub(super) len: u32,
-    /// Where its text lies among that of its replica; `DEAD` when deleted.
-    at: u32,
-    pub(super) bytes: u32,
-}
-
-impl Span {
-    const EMPTY: Span = Span { id: Id::NONE, left: Id::NONE, right: Id::NONE, len: 0, at: DEAD, bytes: 0 };
-
-    pub(super) fn live(id: Id, len: u32, left: Id, right: Id, at: u32, bytes: u32) -> Span {
-        Span { id, left, right, len, at, bytes }
-    }
-
-    pub(super) fn dead(id: Id, len: u32, left: Id, right: Id) -> Span {
-        Span { id, left, right, len, at: DEAD, bytes: 0 }
-    }
-
-    #[inline]
-    pub(super) fn is_dead(&self) -> bool {
-        self.at == DEAD
-    }
-
-    pub(super) fn at(&self) -> u32 {
-        debug_assert!(!self.is_dead());
-        self.at
-    }
-
-    /// Moves to where a sweep has put its text.
-    pub(super) fn set_at(&mut self, at: u32) {
-        self.at = at;
-    }
-
-    #[inline]
-    pub(super) fn visible(&self) -> u32 {
-        if self.is_dead() { 0 } else { self.len }
-    }
-
-    #[inline]
-    pub(super) fn contains(&self, id: Id) -> bool {
-        self.id.client == id.client && id.counter.wrapping_sub(self.id.counter) < self.len
-    }
-
-    #[inline]
-    pub(super) fn last(&self) -> Id {
-        self.id.plus(self.len - 1)
-    }
-
-    /// Whether `next`, standing right after it, goes on with the same run.
-    #[inline]
-    pub(super) fn continues_with(&self, next: &Span) -> bool {
-        next.left == self.last() && next.id == self.id.plus(self.len) && next.right == self.right
-    }
-
-    /// The part from `off` on, whose text starts `bytes` further; `self` keeps what is before.
-    pub(super) fn cut(&mut self, off: u32, bytes: u32) -> Span {
-        let mut upper = *self;
-        upper.id = self.id.plus(off);
-        upper.left = self.id.plus(off - 1);
-        upper.len -= off;
-        self.len = off;
-        if !self.is_dead() {
-            upper.at += bytes;
-            upper.bytes -= bytes;
-            self.bytes = bytes;
-        }
-        upper
-    }
-}
 
 #[derive(Clone, Debug)]
 pub(super) struct Leaf {
@@ -287,7 +208,8 @@ impl Tree {
         upper.len = moved.len() as u32;
         self.leaves[leaf as usize].len = half as u32;
         for span in moved {
-            places.assign(span.id, span.len, new);
+            let (low, counters) = span.counters();
+            places.assign(low, counters, new);
         }
         if slot as usize >= half { (new, slot - half as u32) } else { (leaf, slot) }
     }

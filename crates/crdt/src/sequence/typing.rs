@@ -1,6 +1,6 @@
 //! Typing on: the case that nearly every insertion is, in one look.
 
-use super::tree::SPAN_LEN_MAX;
+use super::span::SPAN_LEN_MAX;
 use super::{At, Sequences, Widths};
 use crate::id::Id;
 
@@ -15,9 +15,10 @@ impl Sequences {
         let span = *at.spans().get(slot as usize)?;
         let goes_on = span.id.client == id.client
             && span.id.counter + span.len == id.counter
+            && span.step() == 1
             && !span.is_dead()
             && span.len + len <= SPAN_LEN_MAX
-            && span.at() + span.bytes == self.content.end(id.client);
+            && span.at() + span.bytes() == self.content.end(id.client);
         if !goes_on {
             return None;
         }
@@ -27,8 +28,7 @@ impl Sequences {
         }
         let text = at.text;
         let span = self.tree.span_mut(leaf, slot);
-        span.len += len;
-        span.bytes += content.len() as u32;
+        span.grow(len, content.len() as u32);
         self.content.push(id.client, content);
         self.elements += len as usize;
         self.tree.widen(leaf, Widths::of_str(content, len));
