@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use manyhands_crdt::ReplicaId;
+use manyhands_crdt::{ReplicaId, Strategy};
 use manyhands_proto::{Code, DocumentName, InvalidDocumentName};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -17,6 +17,10 @@ use crate::options::ClientOptions;
 use crate::socket::{ConnectError, Traffic};
 use crate::storage::{Keeper, Storage};
 use crate::workspace::{Held, Workspace};
+
+/// How far a device's clock may be ahead of the server's before it is corrected, in milliseconds: a greeting
+/// that was long under way must not count.
+const AHEAD_MS: u64 = 10_000;
 
 /// A client: one socket, kept open, for any number of workspaces.
 ///
@@ -46,6 +50,8 @@ pub(crate) struct Shared {
     stores: bool,
     keeper: Mutex<Option<(CancellationToken, JoinHandle<()>)>>,
     refusals: AtomicU64,
+    /// How far this device's clock is ahead of the server's, in milliseconds, when that is too much.
+    ahead_ms: AtomicU64,
     wishes: Mutex<Wishes>,
 }
 
@@ -136,6 +142,7 @@ impl Client {
             news: Notify::new(),
             unkept: Notify::new(),
             refusals: AtomicU64::new(0),
+            ahead_ms: AtomicU64::new(0),
             wishes: Mutex::default(),
         });
         let cancel = CancellationToken::new();
@@ -151,6 +158,16 @@ impl Client {
     /// Opens a workspace under a new replica, or under the one whose edits an earlier process left in the
     /// storage. It can be edited at once; [`Workspace::loaded`] waits for the server's state.
     pub fn open(&self, workspace: &str) -> Result<Workspace, InvalidDocumentName> {
+        self.open_as(workspace, None)
+    }
+
+    /// The same with a wish how the maps of the workspace merge. It decides that of a new workspace; one that
+    /// merges otherwise is closed with [`Code::StrategyMismatch`].
+    pub fn open_as(
+        &self,
+        workspace: &str,
+        strategy: Option<Strategy>,
+    ) -> Result<Workspace, InvalidDocumentName> {
         let name: DocumentName = workspace.parse()?;
         let shared = &self.handle.shared;
         let held = {
@@ -158,6 +175,9 @@ impl Client {
             wishes.last_channel += 1;
             let channel = wishes.last_channel;
             let mut document = OpenDocument::new(name, channel, new_replica());
+            if let Some(strategy) = strategy {
+                document.wish(strategy);
+            }
             if let Some(storage) = shared.storage() {
                 document.inherit(storage.take(workspace));
             }
@@ -256,6 +276,22 @@ impl Shared {
     /// The storage, if this client is the one that has it.
     pub(crate) fn storage(&self) -> Option<&Storage> {
         self.options.storage.as_ref().filter(|_| self.stores)
+    }
+
+    /// Microseconds since the Unix epoch: this device's clock, or the server's when this device's is ahead of
+    /// it. A stamp from the future would be refused.
+    pub(crate) fn now_micros(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        micros.saturating_sub(self.ahead_ms.load(Relaxed).saturating_mul(1000))
+    }
+
+    /// The server's clock, in milliseconds since the Unix epoch, as of now.
+    pub(crate) fn server_time(&self, server_ms: u64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let own_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let ahead = own_ms.saturating_sub(server_ms);
+        self.ahead_ms.store(if ahead > AHEAD_MS { ahead } else { 0 }, Relaxed);
     }
 
     /// A number for a refusal.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use manyhands_crdt::{ChangeRef, Document, Patch, ReplicaId};
+use manyhands_crdt::{ChangeRef, Clock, Document, Limits, Patch, ReplicaId, Strategy};
 use manyhands_proto::{Code, DocumentName, Incarnation, Position, Seq};
 use manyhands_session::client::OutgoingChange;
 
@@ -37,6 +37,9 @@ pub enum EditError {
     /// A refused deletion was to be made again, and something else stands there now.
     #[error("the text has changed since; make the edit anew, or discard it")]
     Outdated,
+    /// The value cannot be written as JSON.
+    #[error("the value is not JSON: {0}")]
+    NotJson(String),
     /// There is no such refusal, or it was dealt with.
     #[error("there is no refused edit of this number")]
     NotRefused,
@@ -60,6 +63,9 @@ pub struct Refused {
     pub message: String,
     /// What to do about it.
     pub fix: String,
+    /// What stands in the way, as a JSON object: after a write to a map that expected another value, the
+    /// `value` that the key has now and its `seq`.
+    pub current: Option<String>,
     /// The refused edits in the order in which they were made: the first one was at fault, the rest came
     /// after it.
     pub edits: Vec<LocalEdit>,
@@ -95,6 +101,10 @@ pub(crate) struct OpenDocument {
     pub(crate) channel: u32,
     pub(crate) replica: ReplicaId,
     pub(crate) document: Document,
+    /// What the application asked for, if it did.
+    pub(crate) strategy: Option<Strategy>,
+    /// Later than every write to a map that is known here.
+    pub(crate) clock: Clock,
     pub(crate) phase: Phase,
     pub(crate) can_write: bool,
     /// The newest entry that is merged.
@@ -148,6 +158,8 @@ impl OpenDocument {
             channel,
             replica,
             document: Document::new(),
+            strategy: None,
+            clock: Clock::new(),
             phase: Phase::Loading,
             can_write: true,
             position: None,
@@ -184,6 +196,17 @@ impl OpenDocument {
         self.next_left();
         // Without the server's state, only what refers to nothing can be shown.
         self.unmerged = self.merge_pending().is_err();
+    }
+
+    /// How a new workspace is to merge.
+    pub(crate) fn wish(&mut self, strategy: Strategy) {
+        self.strategy = Some(strategy);
+        self.document = empty(strategy);
+    }
+
+    /// How the server says that it merges. Says whether something that was here is gone.
+    pub(crate) fn merges_by(&mut self, strategy: Strategy) -> bool {
+        self.document.strategy() != strategy && self.start_empty(strategy)
     }
 
     /// Goes on with what is left under another replica, if there is any.
@@ -360,6 +383,13 @@ impl OpenDocument {
         self.document
             .receive(first_seq.0, count, entries, known.0, &mut patches)
             .map_err(|error| error.to_string())?;
+        if self.document.strategy() != Strategy::Server {
+            for patch in &patches {
+                if let Patch::Map { stamp, .. } = patch {
+                    self.clock.observe(*stamp);
+                }
+            }
+        }
         self.position = Some(position);
         self.reloads = 0;
         self.check_loaded()?;
@@ -369,9 +399,14 @@ impl OpenDocument {
     /// The server's whole state. What is pending is merged into it again.
     pub(crate) fn reset(&mut self, bytes: &[u8], position: Position) -> Result<(), String> {
         self.document = match bytes {
-            [] => Document::new(),
+            [] => empty(self.document.strategy()),
             bytes => Document::decode(bytes).map_err(|error| error.to_string())?,
         };
+        if self.document.strategy() != Strategy::Server {
+            for map in self.document.maps().filter_map(|name| self.document.map(name)) {
+                map.iter().for_each(|(_, value)| self.clock.observe(value.stamp));
+            }
+        }
         self.position = Some(position);
         self.loaded_at = 0;
         self.unmerged = true;
@@ -379,22 +414,22 @@ impl OpenDocument {
     }
 
     /// All entries follow, from the first on. Says whether something that was here is gone.
-    pub(crate) fn start_empty(&mut self) -> bool {
+    pub(crate) fn start_empty(&mut self, strategy: Strategy) -> bool {
         let was_empty = self.document.version().is_empty();
-        self.document = Document::new();
+        self.document = empty(strategy);
         self.unmerged = self.merge_pending().is_err();
         !was_empty
     }
 
     /// Takes the pending changes from that counter on out as refused, under this number. What was pending
     /// before them may still be acknowledged.
-    pub(crate) fn refuse(&mut self, id: u64, code: u32, message: String, from: u64) {
+    pub(crate) fn refuse(&mut self, id: u64, why: Why, from: u64) {
         let first = self.pending.partition_point(|pending| pending.change.counter < from);
         let refused = self.pending.split_off(first);
         self.unsent = self.unsent.saturating_sub(refused.len());
         self.unkept = self.unkept.saturating_sub(refused.len());
         let changes = refused.into_iter().map(|pending| pending.edits).collect();
-        let refused = Refused { id, ..Refused::new(code, message, changes) };
+        let refused = Refused { id, ..Refused::new(why, changes) };
         self.write(Write::Refused { replica: self.replica, from, refused: refused.clone() });
         self.refused.push(refused);
         self.refusals += 1;
@@ -457,8 +492,15 @@ impl OpenDocument {
     }
 }
 
+/// What a server says with a refusal.
+pub(crate) struct Why {
+    pub(crate) code: u32,
+    pub(crate) message: String,
+    pub(crate) current: Option<String>,
+}
+
 impl Refused {
-    pub(crate) fn new(code: u32, message: String, changes: Vec<Vec<LocalEdit>>) -> Refused {
+    pub(crate) fn new(Why { code, message, current }: Why, changes: Vec<Vec<LocalEdit>>) -> Refused {
         let known = Code::from_number(code);
         Refused {
             id: 0,
@@ -466,9 +508,15 @@ impl Refused {
             number: code,
             message,
             fix: known.map_or("Read the message.", Code::fix).to_owned(),
+            current,
             sizes: changes.iter().map(Vec::len).collect(),
             edits: changes.into_iter().flatten().collect(),
         }
+    }
+
+    /// Why a whole workspace is closed.
+    pub(crate) fn closing(code: u32, message: String) -> Refused {
+        Refused::new(Why { code, message, current: None }, Vec::new())
     }
 
     /// The edits of each change.
@@ -480,6 +528,10 @@ impl Refused {
             change
         })
     }
+}
+
+fn empty(strategy: Strategy) -> Document {
+    Document::with_strategy(strategy, Limits::default())
 }
 
 fn weight(pending: &Pending) -> usize {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use manyhands_proto::v1::{Recovery, Strategy};
+use manyhands_crdt::Strategy;
+use manyhands_proto::v1::{self, Recovery};
 use manyhands_proto::{Code, Position};
 use manyhands_session::client::{
     Client as Machine, ClientConfig, ConnectionState, Effect, Event, HandshakeRefusal, Input,
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Connection, Shared, Stop, new_replica};
-use crate::document::{OpenDocument, Phase, Refused};
+use crate::document::{OpenDocument, Phase, Refused, Why};
 use crate::options::TokenError;
 use crate::presence::{PEERS_MAX, Peer};
 use crate::socket::{ConnectError, Incoming, Socket};
@@ -313,8 +314,9 @@ impl Driver {
             Event::Connection(ConnectionState::Connecting) => {
                 self.shared.connection.send_replace(Connection::Connecting);
             }
-            Event::Connection(ConnectionState::Online { session, .. }) => {
+            Event::Connection(ConnectionState::Online { session, server_time_ms }) => {
                 self.session = session;
+                self.shared.server_time(server_time_ms);
                 self.last_error = None;
                 self.token_refused = false;
                 self.shared.connection.send_replace(Connection::Online);
@@ -366,12 +368,17 @@ fn document_event(
 ) -> Option<Input> {
     match event {
         // How far the log knows this replica is no acknowledgement: a copy of it may have written that.
-        Event::Opened { recovery, position, can_write, .. } => {
+        Event::Opened { recovery, position, can_write, strategy, .. } => {
             open.can_write = can_write;
+            // An older server says nothing, and has texts only.
+            let strategy = strategy_from_wire(strategy).unwrap_or(open.document.strategy());
+            if recovery == Recovery::State && open.merges_by(strategy) {
+                held.tell(Update::Reset);
+            }
             if recovery != Recovery::Tail {
                 return None;
             }
-            if open.seq() == 0 && open.start_empty() {
+            if open.seq() == 0 && open.start_empty(strategy) {
                 held.tell(Update::Reset);
             }
             open.load_until(position).err().and_then(|reason| reload(open, reason))
@@ -398,9 +405,11 @@ fn document_event(
             open.ack(next_counter);
             None
         }
-        Event::Refused { code, message, changes, .. } => {
+        Event::Refused { code, message, current, changes, .. } => {
             let from = changes.iter().map(|change| change.counter).min().unwrap_or(0);
-            open.refuse(next_refused(), code, message, from);
+            let current = std::str::from_utf8(&current).ok().filter(|current| !current.is_empty());
+            let why = Why { code, message, current: current.map(str::to_owned) };
+            open.refuse(next_refused(), why, from);
             None
         }
         Event::Presence { full, peers, left, .. } => {
@@ -418,7 +427,7 @@ fn document_event(
             None
         }
         Event::Evicted { code, message, .. } => {
-            open.close(Refused::new(code, message, Vec::new()));
+            open.close(Refused::closing(code, message));
             None
         }
         Event::PresenceTooLarge { bytes, .. } => {
@@ -437,11 +446,29 @@ fn reload(open: &mut OpenDocument, reason: String) -> Option<Input> {
     tracing::warn!(workspace = %open.name, reason, "cannot follow the log; loading the whole state");
     open.reloads += 1;
     if open.reloads > RELOADS_MAX {
-        open.close(Refused::new(Code::Corrupt.number(), reason, Vec::new()));
+        open.close(Refused::closing(Code::Corrupt.number(), reason));
         return Some(Input::Leave { channel: open.channel });
     }
     open.position = None;
     Some(opening(open))
+}
+
+fn strategy_from_wire(strategy: v1::Strategy) -> Option<Strategy> {
+    match strategy {
+        v1::Strategy::Unspecified => None,
+        v1::Strategy::Crdt => Some(Strategy::Crdt),
+        v1::Strategy::Lww => Some(Strategy::Lww),
+        v1::Strategy::Server => Some(Strategy::Server),
+    }
+}
+
+fn strategy_to_wire(strategy: Option<Strategy>) -> v1::Strategy {
+    match strategy {
+        None => v1::Strategy::Unspecified,
+        Some(Strategy::Crdt) => v1::Strategy::Crdt,
+        Some(Strategy::Lww) => v1::Strategy::Lww,
+        Some(Strategy::Server) => v1::Strategy::Server,
+    }
 }
 
 fn opening(open: &OpenDocument) -> Input {
@@ -450,7 +477,7 @@ fn opening(open: &OpenDocument) -> Input {
         document: open.name.clone(),
         replica: Some(open.replica),
         have: open.position.filter(|position: &Position| position.seq.0 > 0),
-        strategy: Strategy::Unspecified,
+        strategy: strategy_to_wire(open.strategy),
         lineage: open.lineage(),
     }
 }

@@ -16,6 +16,8 @@
 //!
 //! let text = workspace.text("main");
 //! text.insert(0, "Hello")?;                       // applied at once
+//! let todos = workspace.map("todos");
+//! todos.set("t1", &serde_json::json!({ "title": "Ship it", "done": false }))?;
 //! workspace.saved().await?;                       // durable on the server
 //!
 //! let caret = text.anchor(5, Bias::Left);         // stays behind the "o", whatever others type
@@ -40,6 +42,7 @@ mod client;
 mod document;
 mod driver;
 mod edit;
+mod map;
 mod options;
 mod presence;
 mod socket;
@@ -50,8 +53,9 @@ mod workspace;
 pub use client::{Client, Connection, Moved, Stop, Unsaved};
 pub use document::{EditError, Refused};
 pub use edit::{Edit, LocalEdit};
-pub use manyhands_crdt::{Anchor, Bias, Document, Patch, ReplicaId};
+pub use manyhands_crdt::{Anchor, Bias, Document, Hlc, Patch, ReplicaId, Strategy};
 pub use manyhands_proto::Code;
+pub use map::{Item, Map, MapObserver, MapUpdate};
 pub use options::{ClientOptions, Token, TokenError};
 pub use presence::{Cursor, LineColumn, PeerCursor, Present};
 pub use socket::ConnectError;

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use manyhands_crdt::{Document, Patch, ReplicaId};
+use manyhands_crdt::{Document, Patch, ReplicaId, Strategy};
 use tokio::sync::{broadcast, watch};
 
 use crate::client::{Connection, Handle, Stop};
 use crate::document::{EditError, OpenDocument, Phase, Refused, outgoing};
-use crate::edit::{Edit, LocalEdit, can_make_again};
+use crate::edit::{Author, Edit, can_make_again};
+use crate::map::Map;
 use crate::presence::{Cursor, Present, cursor_to_wire};
 use crate::storage::StorageError;
 use crate::text::{Text, read};
@@ -105,6 +106,19 @@ impl Workspace {
         Text::new(self.clone(), name)
     }
 
+    /// The map of this name; the empty name is the workspace's own state, which clients of the JSON protocol
+    /// read and write.
+    #[must_use]
+    pub fn map(&self, name: &str) -> Map {
+        Map::new(self.clone(), name)
+    }
+
+    /// How concurrent writes to its maps merge. Before it is loaded, what was asked for.
+    #[must_use]
+    pub fn strategy(&self) -> Strategy {
+        self.held().lock().document.strategy()
+    }
+
     /// Makes several edits as one atomic change: everybody sees all of them or none.
     ///
     /// When `edits` fails, what it did before stays.
@@ -125,12 +139,14 @@ impl Workspace {
             {
                 return Err(EditError::OutboxFull { pending: open.pending() });
             }
-            let (seq, replica) = (open.seq(), open.replica);
-            let mut edit = Edit::new(open.document.edit(replica));
+            let now_micros = self.lease.handle.shared.now_micros();
+            let seq = open.seq();
+            let OpenDocument { document, clock, replica, .. } = &mut *open;
+            let mut edit = Edit::new(document, Author { replica: *replica, clock, now_micros });
             let result = edits(&mut edit);
-            let (inner, made) = edit.finish();
+            let (inner, made, patches) = edit.finish();
             if let Some(change) = inner.commit(seq) {
-                self.held().tell_local(&made);
+                self.held().tell(Update::Patches { local: true, patches: patches.into() });
                 open.keep(outgoing(change), made);
             }
             result
@@ -150,8 +166,13 @@ impl Workspace {
     /// A text as it is now, and everything that changes it from exactly then on.
     #[must_use]
     pub fn observe_text(&self, name: &str) -> (String, Observer) {
+        self.read_and_observe(|document| read(document, name))
+    }
+
+    /// Something of the document as it is now, and everything that changes it from exactly then on.
+    pub(crate) fn read_and_observe<T>(&self, look: impl FnOnce(&Document) -> T) -> (T, Observer) {
         let open = self.held().lock();
-        (read(&open.document, name), self.subscribe())
+        (look(&open.document), self.subscribe())
     }
 
     fn subscribe(&self) -> Observer {
@@ -396,13 +417,6 @@ impl Held {
 
     pub(crate) fn bump(&self) {
         self.changed.send_modify(|count| *count += 1);
-    }
-
-    /// An edit that was made here; see [`tell`](Self::tell).
-    fn tell_local(&self, made: &[LocalEdit]) {
-        if self.updates.get().is_some() {
-            self.tell(Update::Patches { local: true, patches: made.iter().map(LocalEdit::patch).collect() });
-        }
     }
 
     /// To be called under the lock, so that updates come in the order of what they tell.

@@ -84,6 +84,7 @@ impl Client {
                     channel,
                     code: Code::NotOpen.number(),
                     message: Code::NotOpen.message().to_owned(),
+                    current: Bytes::new(),
                     changes: vec![change],
                 })),
             },

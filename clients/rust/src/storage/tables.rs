@@ -10,7 +10,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::{Found, LeftOutbox, StorageError, unusable};
-use crate::document::{Pending, Refused};
+use crate::document::{Pending, Refused, Why};
 use crate::edit::LocalEdit;
 
 /// The newest format of the file that this build reads.
@@ -40,6 +40,7 @@ const SCHEMA: &str = "
         workspace TEXT NOT NULL,
         code INTEGER NOT NULL,
         message TEXT NOT NULL,
+        current TEXT,
         changes TEXT NOT NULL
     ) STRICT;";
 
@@ -140,7 +141,7 @@ pub(super) async fn read(
             None => outboxes.push_back(LeftOutbox { replica, spent, pending: [pending].into() }),
         }
     }
-    let rows = sqlx::query("SELECT number, workspace, code, message, changes FROM refused ORDER BY number");
+    let rows = sqlx::query("SELECT * FROM refused ORDER BY number");
     for row in rows.fetch_all(&mut *connection).await.map_err(failed)? {
         let (workspace, refused) =
             refusal(&row).map_err(|reason| damaged(format!("a refused change: {reason}")))?;
@@ -173,7 +174,8 @@ fn refusal(row: &SqliteRow) -> Result<(String, Refused), String> {
     let code: u32 = row.try_get("code").map_err(text)?;
     let changes: Vec<Vec<LocalEdit>> =
         serde_json::from_str(row.try_get("changes").map_err(text)?).map_err(text)?;
-    let mut refused = Refused::new(code, row.try_get("message").map_err(text)?, changes);
+    let (message, current) = (row.try_get("message").map_err(text)?, row.try_get("current").map_err(text)?);
+    let mut refused = Refused::new(Why { code, message, current }, changes);
     refused.id = number.cast_unsigned();
     Ok((row.try_get("workspace").map_err(text)?, refused))
 }
@@ -249,12 +251,13 @@ async fn one(connection: &mut SqliteConnection, workspace: &str, write: &Write) 
                 .execute(&mut *connection)
                 .await?;
             sqlx::query(
-                "INSERT INTO refused (number, workspace, code, message, changes) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO refused (number, workspace, code, message, current, changes) VALUES (?, ?, ?, ?, ?, ?)",
             )
             .bind(refused.id.cast_signed())
             .bind(workspace)
             .bind(refused.number)
             .bind(&refused.message)
+            .bind(&refused.current)
             .bind(json(&refused.changes().collect::<Vec<_>>())?)
             .execute(connection)
             .await?;

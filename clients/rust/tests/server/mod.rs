@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use manyhands_client::{Client, ClientOptions, Token};
-use manyhands_crdt::{ChangeRef, Document, EntryWriter, Hash, Refusal as Refused, ReplicaId, read_push};
+use manyhands_crdt::{
+    Admission, ChangeRef, Document, EntryWriter, Hash, Hlc, Limits, Refusal as Refused, ReplicaId, Strategy,
+    read_push,
+};
 use manyhands_proto::{Chain, Code, DocumentName, Incarnation, Position, Seq, v1};
 use manyhands_session::edge::{Body, ChannelId, Edge, EdgeConfig, Effect, Fetched, Input, Opened, Submitted};
 use manyhands_session::{Grant, Refusal, Scopes, SharedRun, Workspaces};
@@ -20,6 +23,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
+
+/// The latest stamp that is taken, in the year 2200.
+pub(crate) const STAMP_MAX: u64 = 7_258_118_400_000_000;
 
 /// A server that ends with this value.
 pub(crate) struct Server {
@@ -47,6 +53,7 @@ struct Inner {
     away: bool,
     /// Changes are taken in but not answered.
     holds: bool,
+    lets_through: Option<ReplicaId>,
     /// A change that inserts this is refused.
     forbidden: Option<String>,
     /// Openings are answered with entries from the first on, never with a state.
@@ -168,6 +175,23 @@ impl Server {
         owned.submit(change.as_ref()).unwrap();
     }
 
+    /// Somebody else sets a key of a map.
+    pub(crate) fn write_json_as(&self, name: &str, replica: u64, map: &str, key: &str, json: &str) {
+        let mut inner = self.world.lock();
+        let owned = inner.owned(&name.parse().unwrap());
+        let mut document = Document::decode(&owned.document.encode()).unwrap();
+        let mut edit = document.edit(ReplicaId(replica));
+        edit.set(map, key, json, Hlc::at(1), None).unwrap();
+        let change = edit.commit(owned.tip().seq.0).unwrap();
+        owned.submit(change.as_ref()).unwrap();
+    }
+
+    /// Takes what this replica writes, even while it holds back everything else.
+    pub(crate) fn let_through(&self, replica: ReplicaId) {
+        self.world.lock().lets_through = Some(replica);
+        self.world.tell();
+    }
+
     pub(crate) fn text(&self, name: &str) -> String {
         let mut inner = self.world.lock();
         let owned = inner.owned(&name.parse().unwrap());
@@ -223,7 +247,8 @@ impl Owned {
 
     fn submit(&mut self, change: ChangeRef<'_>) -> Result<(), Refused> {
         let new = self.document.replica_index(change.replica).is_none();
-        let applied = self.document.apply(change)?;
+        let admission = Admission { stamp_max: Some(STAMP_MAX) };
+        let applied = self.document.admit(change, &admission)?;
         self.hashes.insert((change.replica, change.counter), applied.hash);
         let index = self.document.replica_index(change.replica).unwrap();
         let new = new.then_some(change.replica);
@@ -373,9 +398,17 @@ impl Live {
         let world = self.world.clone();
         let mut inner = world.lock();
         match effect {
-            Effect::Open { channel, document, replica, have, .. } => {
+            Effect::Open { channel, document, replica, have, strategy, .. } => {
                 let tails_only = inner.tails_only;
+                let new = !inner.documents.contains_key(&document);
                 let owned = inner.owned(&document);
+                if new && strategy != v1::Strategy::Unspecified {
+                    owned.document = Document::with_strategy(merges(strategy), Limits::default());
+                }
+                if ![v1::Strategy::Unspecified, says(&owned.document)].contains(&strategy) {
+                    return vec![Input::Opened { channel, result: Err(Code::StrategyMismatch.into()) }];
+                }
+                let strategy = says(&owned.document);
                 let tip = owned.tip();
                 let have = have.filter(|have| *have == owned.position(have.seq.0));
                 let next_counter = replica.map_or(0, |replica| owned.document.next_counter(replica));
@@ -389,12 +422,12 @@ impl Live {
                     inner.states_sent += 1;
                 }
                 drop(inner);
-                let mut inputs =
-                    vec![Input::Opened { channel, result: Ok(Opened::new(tip, next_counter, body)) }];
+                let opened = Opened { strategy, ..Opened::new(tip, next_counter, body) };
+                let mut inputs = vec![Input::Opened { channel, result: Ok(opened) }];
                 inputs.extend(self.news());
                 inputs
             }
-            Effect::Submit { .. } if inner.holds => {
+            Effect::Submit { replica, .. } if inner.holds && inner.lets_through != Some(replica) => {
                 self.held.push(effect);
                 Vec::new()
             }
@@ -439,7 +472,11 @@ impl Live {
     fn news(&mut self) -> Vec<Input> {
         let mut inputs = Vec::new();
         let world = self.world.clone();
-        if !world.lock().holds {
+        let tries = {
+            let inner = world.lock();
+            !inner.holds || inner.lets_through.is_some()
+        };
+        if tries {
             for submit in std::mem::take(&mut self.held) {
                 inputs.extend(self.perform(submit));
             }
@@ -469,6 +506,14 @@ impl Live {
     }
 }
 
+fn merges(strategy: v1::Strategy) -> Strategy {
+    Strategy::ALL[strategy as usize - 1]
+}
+
+fn says(document: &Document) -> v1::Strategy {
+    v1::Strategy::try_from(i32::from(document.strategy().code())).unwrap()
+}
+
 /// Durable are all changes before the first that is refused; what is known already counts as durable.
 fn submit(
     owned: &mut Owned,
@@ -481,6 +526,7 @@ fn submit(
     let mut rejection = None;
     for change in read_push(replica, first_counter, count, changes) {
         let (change, _) = change.unwrap();
+        let mut current = String::new();
         let refused = if forbidden.is_some_and(|word| contains(change.body, word.as_bytes())) {
             Some((Code::Forbidden, "this word is not allowed".to_owned()))
         } else {
@@ -488,6 +534,12 @@ fn submit(
                 Ok(()) => None,
                 Err(Refused::Known { .. }) if owned.has(change) => None,
                 Err(Refused::Known { .. }) => Some((Code::Fork, "another change".to_owned())),
+                Err(Refused::Conflict(conflict)) => {
+                    let value = conflict.value.as_deref().unwrap_or("null");
+                    current = format!("{{\"value\":{value},\"seq\":{}}}", conflict.seq);
+                    Some((Code::Conflict, "the key has another value".to_owned()))
+                }
+                Err(error @ Refused::ClockAhead { .. }) => Some((Code::ClockAhead, error.to_string())),
                 Err(Refused::Gap { .. }) => Some((Code::MissingPredecessor, "a gap".to_owned())),
                 Err(error) => Some((Code::MissingReference, error.to_string())),
             }
@@ -498,6 +550,7 @@ fn submit(
                 code: code.number(),
                 message,
                 next_counter: owned.document.next_counter(replica),
+                current: current.into(),
                 ..v1::Rejection::default()
             });
             break;

@@ -270,6 +270,9 @@ pub enum Event {
         code: u32,
         /// What was wrong.
         message: String,
+        /// What the key of a refused write to a map has now, as JSON; empty when the refusal is about
+        /// something else.
+        current: Bytes,
         /// In order of their counters.
         changes: Vec<OutgoingChange>,
     },

@@ -245,7 +245,7 @@ impl Channel {
         } else {
             return;
         };
-        self.refuse(0, code.number(), code.message().to_owned(), out);
+        self.refuse(0, code.number(), code.message().to_owned(), Bytes::new(), out);
     }
 
     pub(super) fn state(
@@ -369,21 +369,21 @@ impl Channel {
         with: &mut Surroundings<'_>,
         out: &mut Vec<Effect>,
     ) -> Step {
-        let v1::Reject { counter, code, message, next_counter, retry_after_ms, .. } = reject;
+        let v1::Reject { counter, code, message, next_counter, retry_after_ms, current, .. } = reject;
         let at_least = Duration::from_millis(u64::from(retry_after_ms));
         let Some(first) = self.outbox.first_counter() else { return Ok(()) };
         match (Code::from_number(code), Retry::of(code)) {
             (Some(Code::MissingPredecessor), _) if next_counter >= first => {
                 self.outbox.go_back(with.now, next_counter, at_least, with.random);
             }
-            (Some(Code::MissingReference), _) => self.refuse(counter, code, message, out),
+            (Some(Code::MissingReference), _) => self.refuse(counter, code, message, current, out),
             (Some(Code::NotOpen), _) | (_, Retry::AfterResync) => {
                 let wire = self.wire();
                 wire.into_iter().for_each(|channel| send(ClientFrame::Leave(v1::Leave { channel }), out));
                 self.reopen(code, at_least, with.now, with.random, out);
             }
             // A fault of the server's is no judgement on the change.
-            (_, Retry::No) if code < 900 => self.refuse(counter, code, message, out),
+            (_, Retry::No) if code < 900 => self.refuse(counter, code, message, current, out),
             _ => self.outbox.go_back(with.now, counter, at_least, with.random),
         }
         Ok(())
@@ -417,8 +417,8 @@ impl Channel {
 
     pub(super) fn submit(&mut self, change: OutgoingChange, config: &ClientConfig, out: &mut Vec<Effect>) {
         if let Err(Closed { code, message }) = self.outbox.add(&change, config) {
-            let changes = vec![change];
-            out.push(Effect::Event(Event::Refused { channel: self.number, code, message, changes }));
+            let (channel, current, changes) = (self.number, Bytes::new(), vec![change]);
+            out.push(Effect::Event(Event::Refused { channel, code, message, current, changes }));
         }
     }
 
@@ -441,7 +441,7 @@ impl Channel {
     /// The application leaves: what is not acknowledged is its own again.
     pub(super) fn hand_back(mut self, why: &str, out: &mut Vec<Effect>) {
         if !self.outbox.is_empty() {
-            self.refuse(0, Code::NotOpen.number(), why.to_owned(), out);
+            self.refuse(0, Code::NotOpen.number(), why.to_owned(), Bytes::new(), out);
         }
     }
 
@@ -524,9 +524,9 @@ impl Channel {
         self.presence.dirty = self.presence.shown.is_some();
     }
 
-    fn refuse(&mut self, counter: u64, code: u32, message: String, out: &mut Vec<Effect>) {
+    fn refuse(&mut self, counter: u64, code: u32, message: String, current: Bytes, out: &mut Vec<Effect>) {
         let changes = self.outbox.refuse(counter, Closed { code, message: message.clone() });
-        out.push(Effect::Event(Event::Refused { channel: self.number, code, message, changes }));
+        out.push(Effect::Event(Event::Refused { channel: self.number, code, message, current, changes }));
     }
 }
 
