@@ -9,6 +9,7 @@ use crate::check::{Checked, Op, Resolved};
 use crate::error::Refusal;
 use crate::id::{Client, Hash, Id, OpId, ReplicaId, VersionVector};
 use crate::map::{Changed, Hlc, MapOp, Maps, Strategy, Write};
+use crate::pending::Local;
 use crate::sequence::Sequences;
 use crate::wire::Reader;
 
@@ -99,8 +100,7 @@ pub struct Document {
     pub(crate) maps: Maps,
     /// Entries of the log that are in it.
     pub(crate) seq: u64,
-    /// Local ops that no change has taken yet.
-    pub(crate) pending: Vec<crate::edit::Pending>,
+    pub(crate) local: Local,
     pub(crate) scratch: Scratch,
     pub(crate) resolved: Resolved,
 }
@@ -203,6 +203,7 @@ impl Document {
         size_of::<Document>()
             + self.sequences.memory_bytes()
             + self.maps.memory_bytes()
+            + self.local.memory_bytes()
             + self.replicas.capacity() * (size_of::<ReplicaState>() + 32)
             + self.names.iter().map(|name| name.len() + 96).sum::<usize>()
     }
@@ -415,6 +416,7 @@ impl Document {
         content: &str,
         on: &mut O,
     ) {
+        self.local.caret = None;
         let replicas = &self.replicas;
         let key = |client: Client| replicas[client as usize].id.0;
         self.sequences.insert(&key, text, id, left, right, content);
@@ -425,6 +427,7 @@ impl Document {
     }
 
     pub(crate) fn delete<O: Observer>(&mut self, id: Id, len: u32, on: &mut O) {
+        self.local.caret = None;
         let names = &self.names;
         let mut tell = |text: u32, at, len| on.deleted(&names[text as usize], at, len);
         self.sequences.delete(id, len, if O::LISTENS { Some(&mut tell) } else { None });

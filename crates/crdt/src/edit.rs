@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use crate::body::{self, NAME_BYTES_MAX, RawInsert, RawOp, RawRange, Ref, Scratch};
-use crate::change::Change;
+use crate::body::{self, NAME_BYTES_MAX};
+use crate::change::{Change, ChangeRef};
 use crate::document::{Admission, Document, Origin};
 use crate::error::{EditError, Refusal};
 use crate::id::{COUNTER_MAX, Client, Id, ReplicaId};
 use crate::map::admit::Writes;
 use crate::map::{Hlc, MapOp};
-use crate::wire::Reader;
+use crate::pending::{Caret, PendingOp, first_write};
 
 /// A local edit under way. Each call takes effect at once; [`commit`](Edit::commit) makes one change of all
 /// of them.
@@ -19,42 +19,8 @@ use crate::wire::Reader;
 pub struct Edit<'d> {
     document: &'d mut Document,
     replica: ReplicaId,
-}
-
-/// Local ops that are applied and in no change yet.
-#[derive(Clone, Debug)]
-pub(crate) struct Pending {
-    client: Client,
-    first: u32,
-    ops: Vec<PendingOp>,
-    text: String,
-    ranges: Vec<(Id, u32)>,
-    /// The bytes of writes to maps, one after another.
-    writes: Vec<u8>,
-    /// An upper bound of the body's length.
-    bytes: usize,
-}
-
-#[derive(Clone, Debug)]
-enum PendingOp {
-    /// `text` is a range of `Pending::text`; `name` is the container when there is no origin.
-    Insert {
-        id: Id,
-        len: u32,
-        left: Id,
-        right: Id,
-        inherited: bool,
-        text: (usize, usize),
-        name: Option<u32>,
-    },
-    Delete {
-        counter: u32,
-        ranges: (usize, usize),
-    },
-    /// `bytes` is a range of `Pending::writes`.
-    Map {
-        bytes: (usize, usize),
-    },
+    /// None until the replica's first op.
+    client: Option<Client>,
 }
 
 /// Most that an op takes beside its text and its name: a header, two references, a length.
@@ -65,7 +31,8 @@ const RANGE_BYTES_MAX: usize = 5 + 5 + 5;
 impl Document {
     /// Starts a local edit of `replica`. The replica must be this device's own.
     pub fn edit(&mut self, replica: ReplicaId) -> Edit<'_> {
-        Edit { document: self, replica }
+        let client = self.client(replica);
+        Edit { document: self, replica, client }
     }
 }
 
@@ -84,7 +51,7 @@ impl Edit<'_> {
         if container.is_empty() || container.len() > NAME_BYTES_MAX {
             return Err(EditError::ContainerName);
         }
-        let sequence = self.document.containers.get(container).copied();
+        let sequence = self.text_named(container);
         let len = sequence.map_or(0, |text| self.document.sequences.widths(text).scalars as usize);
         if at > len {
             return Err(EditError::OutOfBounds { at, len });
@@ -104,18 +71,31 @@ impl Edit<'_> {
             return Err(EditError::TooLarge { what: "containers", limit: limits.containers_max as u64 });
         }
 
-        let client = self.begin()?;
-        let sequence = self.document.text_or_new(container);
-        let (left, right) = self.document.sequences.origins_at(sequence, at);
-        let id = Id::new(client, self.document.replicas[client as usize].next);
-        let inherited = !left.is_none()
-            && left.client == client
+        let client = self.begin();
+        let sequence = sequence.unwrap_or_else(|| self.document.text_or_new(container));
+        let caret = self.caret(sequence, at);
+        let (left, right) = match caret {
+            Some(caret) => (caret.left, caret.right),
+            None => self.document.sequences.origins_at(sequence, at),
+        };
+        let document = &mut *self.document;
+        let id = Id::new(client, document.replicas[client as usize].next);
+        let inherited = left.client == client
             && left.counter + 1 == id.counter
-            && self.document.sequences.find(left).is_some_and(|place| place.right == right);
-        self.document.insert(sequence, id, left, right, text, &mut ());
-        self.document.replicas[client as usize].next += scalars;
+            && (caret.is_some() || document.sequences.find(left).is_some_and(|place| place.right == right));
+        if !inherited || document.sequences.type_on(id, scalars, text).is_none() {
+            document.insert(sequence, id, left, right, text, &mut ());
+        }
+        document.replicas[client as usize].next += scalars;
+        document.local.caret = Some(Caret {
+            text: sequence,
+            at: at + scalars as usize,
+            left: id.plus(scalars - 1),
+            right,
+            first: caret.filter(|_| inherited).map_or(id.counter, |caret| caret.first),
+        });
 
-        let pending = self.pending(client, id.counter);
+        let pending = document.local.get_or_new(client, id.counter);
         let start = pending.text.len();
         pending.text.push_str(text);
         if inherited && let Some(PendingOp::Insert { len, text: (_, end), .. }) = pending.ops.last_mut() {
@@ -136,34 +116,51 @@ impl Edit<'_> {
     /// # Errors
     /// When the range ends after the end or a limit is reached; then nothing has happened.
     pub fn delete(&mut self, container: &str, range: Range<usize>) -> Result<(), EditError> {
-        let sequence = self.document.containers.get(container).copied();
+        let sequence = self.text_named(container);
         let len = sequence.map_or(0, |text| self.document.sequences.widths(text).scalars as usize);
         if range.end > len {
             return Err(EditError::OutOfBounds { at: range.end, len });
         }
         let Some(sequence) = sequence.filter(|_| !range.is_empty()) else { return Ok(()) };
-        let mut ids = Vec::new();
-        self.document.sequences.ids(sequence, range, &mut |id, len| ids.push((id, len)));
-        self.room(OP_BYTES_MAX + 5 + ids.len() * RANGE_BYTES_MAX, 1)?;
+        let mut ids = std::mem::take(&mut self.document.local.ids);
+        ids.clear();
+        let caret = self.caret(sequence, range.end).filter(|_| range.len() == 1);
+        let taken_back = caret.zip(self.client).and_then(|(caret, client)| caret.take_back(client));
+        match taken_back {
+            Some((id, _)) => ids.push((id, 1)),
+            None => self.document.sequences.ids(sequence, range, &mut |id, len| ids.push((id, len))),
+        }
+        let deleted = self.delete_ids(&ids);
+        if let Some((_, caret)) = taken_back
+            && deleted.is_ok()
+        {
+            self.document.local.caret = caret;
+        }
+        self.document.local.keep(ids);
+        deleted
+    }
 
-        let client = self.begin()?;
-        for &(id, len) in &ids {
-            self.document.delete(id, len, &mut ());
+    fn delete_ids(&mut self, ids: &[(Id, u32)]) -> Result<(), EditError> {
+        self.room(OP_BYTES_MAX + 5 + ids.len() * RANGE_BYTES_MAX, 1)?;
+        let client = self.begin();
+        let document = &mut *self.document;
+        for &(id, len) in ids {
+            document.delete(id, len, &mut ());
         }
         // A deletion right after a deletion joins it: one op, whatever the number of ranges.
-        let state = &mut self.document.replicas[client as usize];
-        let counter = state.next;
-        let pending = self.pending(client, counter);
+        let next = &mut document.replicas[client as usize].next;
+        let counter = *next;
+        let pending = document.local.get_or_new(client, counter);
         let start = pending.ranges.len();
         pending.bytes += OP_BYTES_MAX + 5 + ids.len() * RANGE_BYTES_MAX;
-        pending.ranges.extend(ids);
+        pending.ranges.extend_from_slice(ids);
         let end = pending.ranges.len();
         if let Some(PendingOp::Delete { ranges, .. }) = pending.ops.last_mut() {
             ranges.1 = end;
             return Ok(());
         }
         pending.ops.push(PendingOp::Delete { counter, ranges: (start, end) });
-        self.document.replicas[client as usize].next += 1;
+        *next += 1;
         Ok(())
     }
 
@@ -209,13 +206,12 @@ impl Edit<'_> {
         let bytes = op.encode()?;
         self.room(bytes.len(), 1)?;
         let document = &*self.document;
-        let client = document.client(self.replica);
         let seq = document.seq;
         // The value in its canonical spelling.
         let op = first_write(&bytes);
         let writes = Writes {
-            client: client.unwrap_or(document.replicas.len() as Client),
-            first: document.next_counter(self.replica) as u32,
+            client: self.client.unwrap_or(document.replicas.len() as Client),
+            first: self.next_counter(),
             base: seq,
             ops: std::slice::from_ref(&op),
             new_texts: 0,
@@ -227,12 +223,12 @@ impl Edit<'_> {
             _ => EditError::ExpectUnsupported,
         })?;
 
-        let client = self.begin()?;
+        let client = self.begin();
         let counter = self.document.replicas[client as usize].next;
         let origin = Origin { client, seq: 0, base: seq };
         self.document.write(&op, Id::new(client, counter), origin, &mut ());
         self.document.replicas[client as usize].next += 1;
-        let pending = self.pending(client, counter);
+        let pending = self.document.local.get_or_new(client, counter);
         let start = pending.writes.len();
         pending.writes.extend_from_slice(&bytes);
         pending.bytes += bytes.len();
@@ -244,20 +240,71 @@ impl Edit<'_> {
     /// Makes one change of everything since the last commit; `None` when nothing happened. `base` is the
     /// newest seq that this document has received; a change that writes to maps is given at least
     /// [`Document::seq`], as its effect here is that of a write that has seen all of it.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, ReplicaId};
+    ///
+    /// let mut document = Document::new();
+    /// let mut edit = document.edit(ReplicaId(7));
+    /// edit.insert("page", 0, "Hello").unwrap();
+    /// let change = edit.commit(0).unwrap();
+    /// assert_eq!((change.counter, change.next_counter), (0, 5));
+    /// assert_eq!(document.edit(ReplicaId(7)).commit(0), None);
+    /// ```
     pub fn commit(self, base: u64) -> Option<Change> {
-        let client = self.document.client(self.replica)?;
-        let at = self.document.pending.iter().position(|pending| pending.client == client)?;
-        let pending = self.document.pending.swap_remove(at);
-        let base = if pending.writes.is_empty() { base } else { base.max(self.document.seq) };
-        pending.saw(self.document, base);
-        let next = self.document.replicas[client as usize].next;
-        Some(Change {
-            replica: self.replica,
-            counter: u64::from(pending.first),
-            next_counter: u64::from(next),
-            base,
-            body: pending.encode(self.document),
-        })
+        let mut body = Vec::new();
+        let (ChangeRef { replica, counter, base, .. }, next_counter) = self.commit_into(base, &mut body)?;
+        Some(Change { replica, counter, next_counter, base, body })
+    }
+
+    /// As [`commit`](Edit::commit), with the ops in a buffer of the caller's, which is emptied first: a keystroke
+    /// then allocates nothing. The change, and the first counter after it.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, PushWriter, ReplicaId};
+    ///
+    /// let mut document = Document::new();
+    /// let mut push = PushWriter::new();
+    /// let mut body = Vec::new();
+    /// for (at, key) in ["h", "i"].into_iter().enumerate() {
+    ///     let mut edit = document.edit(ReplicaId(7));
+    ///     edit.insert("page", at, key).unwrap();
+    ///     let (change, next_counter) = edit.commit_into(0, &mut body).unwrap();
+    ///     assert_eq!(next_counter, at as u64 + 1);
+    ///     push.push(change.base, change.body);
+    /// }
+    /// assert_eq!(push.count(), 2);
+    /// ```
+    pub fn commit_into(self, base: u64, body: &mut Vec<u8>) -> Option<(ChangeRef<'_>, u64)> {
+        let client = self.client?;
+        let document = self.document;
+        let mut pending = document.local.take(client)?;
+        let base = if pending.writes.is_empty() { base } else { base.max(document.seq) };
+        pending.saw(document, base);
+        body.clear();
+        pending.encode(document, body);
+        let counter = u64::from(pending.first);
+        document.local.recycle(pending);
+        let next_counter = u64::from(document.replicas[client as usize].next);
+        Some((ChangeRef { replica: self.replica, counter, base, body }, next_counter))
+    }
+
+    /// The text of that name. The one that was edited last is mostly meant.
+    fn text_named(&self, container: &str) -> Option<u32> {
+        let document = &*self.document;
+        match document.local.caret {
+            Some(Caret { text, .. }) if *document.names[text as usize] == *container => Some(text),
+            _ => document.containers.get(container).copied(),
+        }
+    }
+
+    /// The caret, if it is there.
+    fn caret(&self, text: u32, at: usize) -> Option<Caret> {
+        self.document.local.caret.filter(|caret| caret.text == text && caret.at == at)
+    }
+
+    fn next_counter(&self) -> u32 {
+        self.client.map_or(0, |client| self.document.replicas[client as usize].next)
     }
 
     /// Checks that the change has room for so many more bytes and the replica for so many counters.
@@ -266,145 +313,24 @@ impl Edit<'_> {
             return Err(EditError::NoReplica);
         }
         let limits = self.document.limits;
-        let client = self.document.client(self.replica);
-        if client.is_none() && self.document.replicas.len() >= limits.replicas_max {
+        if self.client.is_none() && self.document.replicas.len() >= limits.replicas_max {
             return Err(EditError::TooLarge { what: "replicas", limit: limits.replicas_max as u64 });
         }
-        let pending = self.document.pending.iter().find(|pending| Some(pending.client) == client);
+        let pending = self.client.and_then(|client| self.document.local.get(client));
         if pending.map_or(0, |pending| pending.bytes) + bytes > limits.change_bytes_max {
             let limit = limits.change_bytes_max as u64;
             return Err(EditError::TooLarge { what: "bytes of a change", limit });
         }
-        if self.document.next_counter(self.replica) + counters > COUNTER_MAX {
+        if u64::from(self.next_counter()) + counters > COUNTER_MAX {
             return Err(EditError::CountersUsedUp);
         }
         Ok(())
     }
 
-    fn begin(&mut self) -> Result<Client, EditError> {
-        let replica = self.replica;
-        let client = match self.document.client(replica) {
+    fn begin(&mut self) -> Client {
+        match self.client {
             Some(client) => client,
-            None => self.document.add_replica(replica),
-        };
-        Ok(client)
-    }
-
-    /// The replica's ops that wait for `commit`, the first of them at `first` when there are none yet.
-    fn pending(&mut self, client: Client, first: u32) -> &mut Pending {
-        let document = &mut *self.document;
-        let at = match document.pending.iter().position(|pending| pending.client == client) {
-            Some(at) => at,
-            None => {
-                document.pending.push(Pending {
-                    client,
-                    first,
-                    ops: Vec::new(),
-                    text: String::new(),
-                    ranges: Vec::new(),
-                    writes: Vec::new(),
-                    bytes: 0,
-                });
-                document.pending.len() - 1
-            }
-        };
-        &mut document.pending[at]
-    }
-}
-
-/// The op of bytes that were just made.
-fn first_write(bytes: &[u8]) -> MapOp<'_> {
-    match body::read_op(&mut Reader::new(bytes), &mut Scratch::default()) {
-        Ok((RawOp::Map(op), _)) => op,
-        _ => unreachable!("an op that was just encoded"),
-    }
-}
-
-impl Pending {
-    /// Its writes to maps may have been made before the newest entries came. They count as made now, so what
-    /// came since is seen by them here as everywhere else.
-    fn saw(&self, document: &mut Document, base: u64) {
-        for op in &self.ops {
-            if let PendingOp::Map { bytes: (start, end) } = *op {
-                let op = first_write(&self.writes[start..end]);
-                document.maps.saw(op.map, op.key, base);
-            }
+            None => *self.client.insert(self.document.add_replica(self.replica)),
         }
     }
-
-    fn encode(mut self, document: &Document) -> Vec<u8> {
-        let mut body = Vec::with_capacity(self.bytes);
-        let ops = std::mem::take(&mut self.ops);
-        let mut raw = Vec::new();
-        for (n, op) in ops.iter().enumerate() {
-            let more = n + 1 < ops.len();
-            match *op {
-                PendingOp::Insert { id, len, left, right, inherited, text, name } => {
-                    let insert = RawInsert {
-                        left: reference(document, id, left),
-                        right: if inherited { Ref::Inherited } else { reference(document, id, right) },
-                        name: name.map(|text| &*document.names[text as usize]),
-                        text: &self.text[text.0..text.1],
-                        len,
-                    };
-                    body::put_insert(&mut body, &insert, more);
-                }
-                PendingOp::Delete { counter, ranges: (start, end) } => {
-                    let op = Id::new(self.client, counter);
-                    canonical_ranges(document, op, &mut self.ranges[start..end], &mut raw);
-                    body::put_delete(&mut body, &raw, more);
-                }
-                PendingOp::Map { bytes: (start, end) } => {
-                    let at = body.len();
-                    body.extend_from_slice(&self.writes[start..end]);
-                    if more {
-                        body::more_follow(&mut body, at);
-                    }
-                }
-            }
-        }
-        body
-    }
-}
-
-/// How the op at `from` names `id`.
-fn reference(document: &Document, from: Id, id: Id) -> Ref {
-    if id.is_none() {
-        Ref::None
-    } else if id.client == from.client {
-        Ref::Own(u64::from(from.counter - id.counter))
-    } else {
-        Ref::Other { index: log_index(document, id.client), counter: u64::from(id.counter) }
-    }
-}
-
-/// Own elements first, then by replica id, ascending; ranges that touch become one.
-fn canonical_ranges(document: &Document, op: Id, ranges: &mut [(Id, u32)], raw: &mut Vec<RawRange>) {
-    ranges.sort_unstable_by_key(|&(id, _)| {
-        (id.client != op.client, document.replicas[id.client as usize].id, id.counter)
-    });
-    raw.clear();
-    let mut last: Option<(Id, u32)> = None;
-    for &(id, len) in ranges.iter() {
-        if let Some((start, last_len)) = &mut last
-            && start.plus(*last_len) == id
-        {
-            *last_len += len;
-            raw.last_mut().expect("pushed with `last`").len += u64::from(len);
-            continue;
-        }
-        last = Some((id, len));
-        raw.push(match reference(document, op, id) {
-            Ref::Other { index, counter } => {
-                RawRange { index: Some(index), from: counter, len: u64::from(len) }
-            }
-            Ref::Own(distance) => RawRange { index: None, from: distance, len: u64::from(len) },
-            Ref::None | Ref::Inherited => unreachable!("a deleted element has an id"),
-        });
-    }
-}
-
-/// Elements of others came by the log, so their replica has an index.
-fn log_index(document: &Document, client: Client) -> u64 {
-    u64::from(document.replicas[client as usize].log_index.expect("others' elements came by the log"))
 }

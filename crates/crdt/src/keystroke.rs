@@ -27,6 +27,7 @@ impl Document {
                     return None;
                 }
                 let container = self.sequences.type_on(id, len, text)?;
+                self.local.caret = None;
                 if O::LISTENS {
                     let (_, at, _) = self.sequences.position(id).expect("just typed");
                     on.inserted(&self.names[container as usize], at, text);

@@ -33,6 +33,7 @@ mod heads;
 mod id;
 mod keystroke;
 mod map;
+mod pending;
 mod receive;
 mod record;
 mod sequence;
