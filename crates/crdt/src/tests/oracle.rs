@@ -118,6 +118,8 @@ impl Oracle {
             }
             bytes.extend([0; 8]);
         }
+        // No maps follow.
+        bytes.push(crate::map::Strategy::default().code());
         let mut hash = [0; 16];
         hash.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
         hash

@@ -1,7 +1,7 @@
 //! A log in miniature, and a generator whose seeds mean the same for ever.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use manyhands_crdt::{Applied, ChangeRef, Document, EntryWriter, Refusal, ReplicaId};
+use manyhands_crdt::{Admission, Applied, ChangeRef, Document, EntryWriter, Refusal, ReplicaId};
 
 pub(crate) struct Random(pub(crate) u64);
 
@@ -29,12 +29,13 @@ impl Random {
 }
 
 /// One document's log: what its owner keeps.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Log {
     pub(crate) document: Document,
     pub(crate) entries: Vec<Entry>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Entry {
     index: u32,
     new: Option<ReplicaId>,
@@ -44,8 +45,21 @@ pub(crate) struct Entry {
 
 impl Log {
     pub(crate) fn submit(&mut self, change: ChangeRef<'_>) -> Result<Applied, Refusal> {
+        self.keep(change, |document| document.apply(change))
+    }
+
+    /// As [`submit`](Log::submit), with the checks that only the owner makes.
+    pub(crate) fn admit(&mut self, change: ChangeRef<'_>, admission: &Admission) -> Result<Applied, Refusal> {
+        self.keep(change, |document| document.admit(change, admission))
+    }
+
+    fn keep(
+        &mut self,
+        change: ChangeRef<'_>,
+        apply: impl FnOnce(&mut Document) -> Result<Applied, Refusal>,
+    ) -> Result<Applied, Refusal> {
         let new = self.document.replica_index(change.replica).is_none();
-        let applied = self.document.apply(change)?;
+        let applied = apply(&mut self.document)?;
         let index = self.document.replica_index(change.replica).expect("it has an entry now");
         let new = new.then_some(change.replica);
         self.entries.push(Entry { index, new, base: change.base, body: change.body.to_vec() });

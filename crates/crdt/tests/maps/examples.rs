@@ -1,9 +1,5 @@
 //! Maps by example: what each strategy gives, on the owner's document and on those of clients.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::Log;
+use crate::common::Log;
 use manyhands_crdt::{
     Admission, Change, Conflict, Document, EditError, Hlc, Limits, Patch, Refusal, ReplicaId, Strategy,
 };
