@@ -7,6 +7,7 @@
 mod api;
 mod bounds;
 mod channel;
+mod json;
 mod presence;
 mod send_queue;
 mod token;
@@ -24,9 +25,11 @@ pub use api::{Body, ChannelId, EdgeConfig, Effect, Fetched, Input, Opened, Submi
 
 use crate::backoff::Random;
 use crate::{Grant, Refusal, Scope, Violation, decode_client, position_from_wire};
+pub(crate) use presence::Roster;
+pub(crate) use send_queue::SendQueue;
+
 use bounds::{Strikes, Unanswered, strike_weight};
 use channel::{Channel, Surroundings};
-use send_queue::SendQueue;
 use token::Token;
 use uplink::reject;
 
@@ -40,6 +43,8 @@ pub struct Edge {
     workspace: Option<DocumentName>,
     token: Token,
     phase: Phase,
+    /// The one document of a session in the JSON dialect; the others have `channels`.
+    json: Option<Box<crate::json::Channel>>,
     /// By the number that the client chose.
     channels: BTreeMap<u32, Channel>,
     openings: u32,
@@ -96,6 +101,7 @@ impl Edge {
             session,
             client: String::new(),
             workspace,
+            json: None,
             channels: BTreeMap::new(),
             openings: 0,
             unanswered: Unanswered::default(),
@@ -129,8 +135,9 @@ impl Edge {
         };
         let idle = self.heard_at + self.config.idle_max();
         let ping = (self.heard_at.max(self.pinged_at)) + self.config.ping_interval;
-        let channels =
-            self.channels.values().filter_map(|channel| channel.deadline(self.queue.has_room())).min();
+        let room = self.queue.has_room();
+        let json = self.json.as_ref().and_then(|channel| channel.deadline(room));
+        let channels = self.channels.values().filter_map(|channel| channel.deadline(room)).chain(json).min();
         let goodbye = self.goodbye.map(|goodbye| goodbye.close_at);
         [
             hello,
@@ -165,13 +172,15 @@ impl Edge {
 
     fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Effect>) -> Step {
         match input {
+            Input::Text(text) if self.json.is_some() => return self.text(now, &text, out),
+            Input::Frame(_) if self.json.is_some() => return self.not_text(now, out),
             Input::Frame(bytes) => {
                 self.heard_at = now;
                 let max = self.config.limits.frame_bytes_max as usize;
                 let frame = decode_client(bytes, max)?;
                 return self.frame(now, frame, out);
             }
-            Input::TextFrame => {
+            Input::Text(_) => {
                 let message = "a text message, where every message is binary";
                 return Err(Refusal::new(Code::Violation, message));
             }
@@ -182,6 +191,12 @@ impl Edge {
             }
             Input::Submitted { channel, result } => {
                 self.unanswered.answered(channel, false);
+                if self.json.is_some() {
+                    return self.on_json(now, out, |json, with, out| {
+                        json.submitted(result, with, out);
+                        Ok(())
+                    });
+                }
                 self.on_channel(now, channel, out, |channel, with, out| channel.submitted(result, with, out));
             }
             Input::Fetched { channel, result } => {
@@ -191,13 +206,40 @@ impl Edge {
             Input::Entries { channel, run } => {
                 self.on_channel(now, channel, out, |channel, with, out| channel.deliver(&run, with, out));
             }
+            Input::Mirrored { result, .. } => {
+                return self.on_json(now, out, |json, with, out| json.mirrored(result, with, out));
+            }
+            Input::Ops { ops, .. } => {
+                return self.on_json(now, out, |json, with, out| {
+                    json.deliver(&ops, with, out);
+                    Ok(())
+                });
+            }
+            Input::Missed { channel, result } => {
+                self.unanswered.answered(channel, false);
+                return self.on_json(now, out, |json, with, out| json.fetched(result, with, out));
+            }
+            Input::Recalled { known, .. } => {
+                return self.on_json(now, out, |json, with, out| {
+                    json.recalled(&known, with, out);
+                    Ok(())
+                });
+            }
             Input::TipSeen { channel, position } => {
+                if let Some(json) = &mut self.json {
+                    json.tip_seen(&position);
+                    return Ok(());
+                }
                 self.on_channel(now, channel, out, |channel, with, _| channel.tip_seen(&position, with));
             }
             Input::Lost { channel } => {
                 self.on_channel(now, channel, out, |_, _, _| Err(Code::HistoryReset.into()));
             }
             Input::Presence { channel, full, peers, left } => {
+                if let Some(json) = &mut self.json {
+                    json.roster(full, peers, left, self.config.peers_max);
+                    return Ok(());
+                }
                 self.on_channel(now, channel, out, |channel, with, _| {
                     channel.roster(full, peers, left, with.config.peers_max);
                     Ok(())
@@ -369,6 +411,9 @@ impl Edge {
         out: &mut Vec<Effect>,
     ) -> Step {
         out.extend(self.token.verified(now, result)?);
+        if self.json.is_some() {
+            return self.json_authenticated(now, out);
+        }
         let authenticated = v1::Authenticated { token_expires_in_ms: self.token.expires_in_ms(now) };
         self.queue.send(now, ServerFrame::Authenticated(authenticated), out);
         let grant = self.token.grant().clone();
@@ -385,6 +430,9 @@ impl Edge {
         }
         // The last quarter is for those who do not go by themselves when their moment comes.
         let delay = self.random.up_to(within * 3 / 4);
+        if self.json.is_some() {
+            return self.json_goodbye(now, delay, within, out);
+        }
         self.goodbye = Some(Goodbye { close_at: now + within });
         let goaway = v1::Goaway {
             reconnect_after_ms: u32::try_from(delay.as_millis()).unwrap_or(u32::MAX),
@@ -420,6 +468,13 @@ impl Edge {
             }
             channel.pump(now, &self.config, &mut self.queue, out);
         }
+        if self.json.is_some() {
+            let limits = self.config.limits.clone();
+            self.on_json(now, out, |json, with, out| {
+                json.pump(&limits, with, out);
+                Ok(())
+            })?;
+        }
         self.queue.check(now)
     }
 
@@ -443,10 +498,26 @@ impl Edge {
         }
     }
 
+    /// Whether it speaks the JSON dialect.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        self.json.is_some()
+    }
+
+    /// What a session that ends for `code` is closed with: each dialect has its own.
+    #[must_use]
+    pub fn close_code(&self, code: Code) -> u16 {
+        if self.json.is_some() {
+            return crate::json::close_code(code);
+        }
+        code.close().unwrap_or(VIOLATION_CLOSE)
+    }
+
     fn close(&mut self, refusal: &Refusal, out: &mut Vec<Effect>) {
         self.phase = Phase::Closed;
         self.channels.clear();
-        let code = if refusal.code.close().is_some() { refusal.code } else { Code::Violation };
+        let has_code = self.json.is_some() || refusal.code.close().is_some();
+        let code = if has_code { refusal.code } else { Code::Violation };
         out.push(Effect::Close { code, reason: close_reason(code, &refusal.message) });
     }
 }
@@ -460,6 +531,9 @@ fn evict(channel: u32, refusal: &Refusal) -> ServerFrame {
         retry_after_ms: refusal.retry_after_ms,
     })
 }
+
+/// What [`Code::Violation`] closes with.
+const VIOLATION_CLOSE: u16 = 4500;
 
 /// A close frame has room for 123 bytes.
 fn close_reason(code: Code, message: &str) -> String {

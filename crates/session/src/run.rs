@@ -21,6 +21,9 @@ pub enum MalformedRun {
     /// There is nothing in it.
     #[error("a run without entries")]
     Empty,
+    /// Its fields do not decode.
+    #[error("a run whose fields do not decode")]
+    Fields,
     /// Its seqs do not begin at 1 or leave the range.
     #[error("a run with impossible seqs")]
     Seq,
@@ -66,6 +69,14 @@ impl SharedRun {
     #[must_use]
     pub fn chain(&self) -> Chain {
         self.chain
+    }
+
+    /// The records of the entries, for one who reads what is in them.
+    ///
+    /// # Errors
+    /// None for a run that [`new`](SharedRun::new) made.
+    pub fn entries(&self) -> Result<Bytes, MalformedRun> {
+        v1::Delta::decode(self.fields.clone()).map(|delta| delta.entries).map_err(|_| MalformedRun::Fields)
     }
 
     /// What it weighs, for limits.
@@ -119,6 +130,7 @@ mod tests {
                 chain: vec![9; 16].into(),
             };
             let expected = v1::ServerFrame { frame: Some(v1::server_frame::Frame::Delta(delta)) };
+            assert_eq!(shared.entries().as_deref(), Ok(&b"entries"[..]));
             assert_eq!(shared.frame(channel), expected.encode_to_vec(), "channel {channel}");
         }
     }

@@ -41,7 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Crates of others that a pure crate may use.
 const PURE_CRATES: &[(&str, &[&str])] = &[
     ("manyhands-crdt", &["blake3", "lz4_flex", "thiserror"]),
-    ("manyhands-session", &["bytes", "prost", "thiserror"]),
+    ("manyhands-session", &["bytes", "prost", "serde", "serde_json", "thiserror"]),
 ];
 
 /// Modules that decide and touch nothing: no clock, randomness, thread, task, socket or file.

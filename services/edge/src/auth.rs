@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, Uri, header};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use manyhands_proto::{Code, DocumentName, SUBPROTOCOL};
+use manyhands_proto::{Code, DocumentName, JSON_EXT_SUBPROTOCOL, JSON_SUBPROTOCOL, SUBPROTOCOL};
 use manyhands_session::{Grant, Scope, Scopes, Workspaces};
 use serde::Deserialize;
 
@@ -174,8 +174,8 @@ pub(crate) fn admits(grant: &Grant, workspace: Option<&DocumentName>) -> Result<
 /// The subprotocols that a client offers, and the token that it may have put among them.
 #[derive(Default)]
 pub(crate) struct Offer {
-    /// [`SUBPROTOCOL`] is among them.
-    pub speaks_ours: bool,
+    /// The first that is spoken here.
+    pub ours: Option<&'static str>,
     /// Something other than a token is among them.
     pub speaks_any: bool,
     token: Option<String>,
@@ -197,7 +197,8 @@ impl Offer {
                     offer.token = Some(decode_token(encoded)?);
                 } else {
                     offer.speaks_any = true;
-                    offer.speaks_ours |= protocol == SUBPROTOCOL;
+                    let spoken = [SUBPROTOCOL, JSON_SUBPROTOCOL, JSON_EXT_SUBPROTOCOL];
+                    offer.ours = offer.ours.or(spoken.into_iter().find(|spoken| *spoken == protocol));
                 }
             }
         }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use manyhands_process::value::{ByteSize, Secret};
 use manyhands_session::edge::EdgeConfig;
+use manyhands_session::json::MirrorLimits;
 use serde::{Deserialize, Serialize};
 
+use crate::fanout::MirrorBounds;
 use crate::router;
 
 /// The configuration of an edge.
@@ -71,6 +73,12 @@ pub struct Limits {
     pub documents_per_session_max: u32,
     /// One session's presence in one document.
     pub presence_bytes_max: ByteSize,
+    /// The state of a workspace as one JSON message. A larger one is not served in the JSON dialect, `too_large`.
+    pub init_bytes_max: ByteSize,
+    /// Memory for one workspace that is open in the JSON dialect; a larger one is not served in it.
+    pub mirror_bytes_max: ByteSize,
+    /// Memory for all of them. Beyond it, further ones are refused, `overloaded`.
+    pub mirrors_bytes_max: ByteSize,
     /// What waits for one socket to take it. Beyond this its deltas are dropped and read again later.
     pub send_queue_bytes_max: ByteSize,
     /// Beyond this the session ends with `slow_consumer`.
@@ -85,7 +93,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        let session = EdgeConfig::default();
+        let (session, mirror) = (EdgeConfig::default(), MirrorLimits::default());
         Limits {
             connections_max: 20_000,
             handshakes_max: 1_024,
@@ -96,6 +104,9 @@ impl Default for Limits {
             in_flight_bytes_max: ByteSize(session.limits.in_flight_bytes_max.into()),
             documents_per_session_max: session.limits.documents_max,
             presence_bytes_max: ByteSize(session.limits.presence_bytes_max.into()),
+            init_bytes_max: ByteSize(mirror.init_bytes_max as u64),
+            mirror_bytes_max: ByteSize(mirror.memory_bytes_max as u64),
+            mirrors_bytes_max: ByteSize::mib(1024),
             send_queue_bytes_max: ByteSize(session.send_queue_bytes_max as u64),
             send_queue_bytes_close: ByteSize(session.send_queue_bytes_close as u64),
             send_stall_max: session.send_stall_max,
@@ -105,6 +116,15 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What the mirrors for the JSON dialect may take.
+    pub(crate) fn mirrors(&self) -> MirrorBounds {
+        let each = MirrorLimits {
+            init_bytes_max: self.init_bytes_max.bytes(),
+            memory_bytes_max: self.mirror_bytes_max.bytes(),
+        };
+        MirrorBounds { each, all_bytes_max: self.mirrors_bytes_max.bytes() }
+    }
+
     /// As the session machine takes them.
     #[must_use]
     pub fn session(&self) -> EdgeConfig {

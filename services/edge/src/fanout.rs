@@ -5,7 +5,11 @@
 //! is full misses it, is told where the document stands, and fetches. What the bus loses, the feed notices and
 //! reads from the owner, once for all sessions.
 
-use std::collections::{BTreeMap, VecDeque};
+mod documents;
+mod readers;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,20 +18,22 @@ use manyhands_process::telemetry;
 use manyhands_proto::{DocumentName, Epoch, Incarnation, PartitionId, Position, Seq, v1};
 use manyhands_session::edge::{ChannelId, Fetched, Input};
 use manyhands_session::feed::{self, Feed, FeedConfig};
+use manyhands_session::json::{Mirror, MirrorLimits};
 use manyhands_session::{Refusal, SharedRun, position_from_wire};
 use prost::Message as _;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
+pub(crate) use readers::Reader;
+
 use crate::router::Router;
+use documents::{Attached, Document, Documents};
 
 /// How long an open waits for the bus. After that it goes on: what is missed is read later.
 const SUBSCRIBE_MAX: Duration = Duration::from_secs(1);
 /// How often what is not urgent is looked after: empty documents, sessions that missed something, a bus that
 /// is cut off.
 const PULSE: Duration = Duration::from_secs(1);
-/// How long a document without sessions is still followed, so that a reconnect finds it warm.
-const LINGER: Duration = Duration::from_secs(10);
 /// Deltas that wait for the first answer of an owner, per partition.
 const HELD_MAX: usize = 256;
 /// Gaps that are read at one time on this edge; further ones wait.
@@ -47,9 +53,18 @@ struct Shared {
     bus: SharedBus,
     router: Arc<Router>,
     reads: Semaphore,
+    mirrors: MirrorBounds,
     started: Instant,
     /// Locked before any partition's documents.
     partitions: Mutex<BTreeMap<PartitionId, Arc<Partition>>>,
+}
+
+/// What the mirrors of this edge may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MirrorBounds {
+    pub(crate) each: MirrorLimits,
+    /// Bytes of memory of all of them.
+    pub(crate) all_bytes_max: usize,
 }
 
 /// One partition with open documents.
@@ -58,36 +73,10 @@ struct Partition {
     shared: Arc<Shared>,
     documents: Mutex<Documents>,
     subscribed: watch::Sender<bool>,
+    /// Bytes that the mirrors of its documents take, as of the last pulse.
+    mirror_bytes: AtomicUsize,
     /// A feed's deadline may have changed.
     stirred: Notify,
-}
-
-#[derive(Default)]
-struct Documents {
-    by_name: BTreeMap<DocumentName, Document>,
-    by_incarnation: BTreeMap<Incarnation, DocumentName>,
-    /// Deltas of histories that nobody here follows yet, while an open is under way.
-    held: VecDeque<v1::BusDelta>,
-    next_seat: u64,
-}
-
-struct Document {
-    feed: Option<Feed>,
-    epoch: Epoch,
-    /// The newest that was delivered.
-    newest: Option<Position>,
-    sessions: BTreeMap<u64, Attached>,
-    vacant_since: Option<Instant>,
-}
-
-/// A session that has a document open.
-struct Attached {
-    channel: ChannelId,
-    inbox: mpsc::Sender<Input>,
-    /// Set once its owner has answered; deltas go to those only.
-    started: bool,
-    /// Its inbox was full when something was to be delivered.
-    missed: bool,
 }
 
 /// A session's place in a document; dropping it gives it up.
@@ -98,11 +87,12 @@ pub(crate) struct Seat {
 }
 
 impl Fanout {
-    pub(crate) fn new(bus: SharedBus, router: Arc<Router>) -> Fanout {
+    pub(crate) fn new(bus: SharedBus, router: Arc<Router>, mirrors: MirrorBounds) -> Fanout {
         let shared = Shared {
             bus,
             router,
             reads: Semaphore::new(READS_MAX),
+            mirrors,
             started: Instant::now(),
             partitions: Mutex::default(),
         };
@@ -117,6 +107,21 @@ impl Fanout {
         channel: ChannelId,
         inbox: mpsc::Sender<Input>,
     ) -> Seat {
+        self.take_seat(document, |open, number| {
+            let attached = Attached { channel, inbox, started: false, missed: false };
+            open.sessions.insert(number, attached);
+        })
+    }
+
+    /// Takes a place beside a document's mirror, which is made if there is none. Its state comes by the inbox, then
+    /// what each run means.
+    pub(crate) fn reader_seat(&self, document: DocumentName, reader: Reader) -> Seat {
+        let seat = self.take_seat(document, |open, number| open.readers.add(number, reader));
+        seat.join_mirror(None);
+        seat
+    }
+
+    fn take_seat(&self, document: DocumentName, enter: impl FnOnce(&mut Document, u64)) -> Seat {
         let id = PartitionId::of(&document);
         let mut partitions = self.shared.partitions.lock().unwrap_or_else(PoisonError::into_inner);
         let partition = partitions.entry(id).or_insert_with(|| {
@@ -125,6 +130,7 @@ impl Fanout {
                 shared: Arc::clone(&self.shared),
                 documents: Mutex::default(),
                 subscribed: watch::Sender::new(false),
+                mirror_bytes: AtomicUsize::new(0),
                 stirred: Notify::new(),
             });
             tokio::spawn(Arc::clone(&partition).follow());
@@ -134,8 +140,8 @@ impl Fanout {
         let number = documents.next_seat;
         documents.next_seat += 1;
         let open = documents.by_name.entry(document.clone()).or_insert_with(Document::new);
-        open.vacant_since = None;
-        open.sessions.insert(number, Attached { channel, inbox, started: false, missed: false });
+        open.enter();
+        enter(open, number);
         Seat { partition: Arc::clone(partition), document, number }
     }
 }
@@ -151,42 +157,7 @@ impl Seat {
     // I-6: subscribed first, then asked, then started: nothing falls in between.
     pub(crate) fn start(&self, position: Position, epoch: Epoch) {
         let partition = &self.partition;
-        let now = partition.shared.started.elapsed();
-        let mut documents = partition.lock();
-        let Documents { by_name, by_incarnation, held, .. } = &mut *documents;
-        let Some(open) = by_name.get_mut(&self.document) else { return };
-        let other = open.feed.as_ref().is_some_and(|feed| feed.incarnation() != position.incarnation);
-        if other {
-            if epoch < open.epoch {
-                // A former owner has answered with a history that is not the document's any more.
-                open.lose(Some(self.number));
-                return;
-            }
-            by_incarnation.retain(|_, name| *name != self.document);
-            open.lose(None);
-        }
-        let Some(attached) = open.sessions.get_mut(&self.number) else { return };
-        attached.started = true;
-        open.epoch = open.epoch.max(epoch);
-        if open.feed.is_none() {
-            let config = FeedConfig::default();
-            open.feed = Some(Feed::new(config, position.incarnation, rand::random(), now));
-            by_incarnation.insert(position.incarnation, self.document.clone());
-            open.newest = Some(position);
-        }
-        open.catch_up(self.number, position.seq);
-        partition.feed(&self.document, open, feed::Input::Opened { position });
-        held.retain(|delta| {
-            let ours = delta.incarnation == position.incarnation.0;
-            if ours && let Some(input) = delta_input(delta.clone()) {
-                partition.feed(&self.document, open, input);
-            }
-            !ours
-        });
-        if !by_name.values().any(Document::is_opening) {
-            held.clear();
-        }
-        drop(documents);
+        partition.start(&mut partition.lock(), &self.document, position, epoch, Comer::Session(self.number));
         partition.stirred.notify_one();
     }
 
@@ -218,10 +189,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut documents = self.partition.lock();
         if let Some(open) = documents.by_name.get_mut(&self.document) {
-            open.sessions.remove(&self.number);
-            if open.sessions.is_empty() {
-                open.vacant_since = Some(Instant::now());
-            }
+            open.leave(self.number);
         }
         if !documents.by_name.values().any(Document::is_opening) {
             documents.held.clear();
@@ -249,9 +217,77 @@ impl Shared {
     }
 }
 
+/// Who follows a document from a position on.
+enum Comer {
+    /// The session with this number.
+    Session(u64),
+    Mirror(Box<Mirror>),
+}
+
 impl Partition {
     fn lock(&self) -> MutexGuard<'_, Documents> {
         self.documents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody follows a document from a position on, which the owner of `epoch` has told. False if that is not the
+    /// document's history any more, or too long ago.
+    fn start(
+        &self,
+        documents: &mut Documents,
+        name: &DocumentName,
+        position: Position,
+        epoch: Epoch,
+        comer: Comer,
+    ) -> bool {
+        let now = self.shared.started.elapsed();
+        let Documents { by_name, by_incarnation, held, .. } = documents;
+        let Some(open) = by_name.get_mut(name) else { return false };
+        let other = open.feed.as_ref().is_some_and(|feed| feed.incarnation() != position.incarnation);
+        if other {
+            if epoch < open.epoch {
+                // A former owner has answered with a history that is not the document's any more.
+                if let Comer::Session(number) = comer {
+                    open.lose(Some(number));
+                }
+                return false;
+            }
+            by_incarnation.retain(|_, other| other != name);
+            open.lose(None);
+        }
+        if let Comer::Session(number) = comer {
+            let Some(attached) = open.sessions.get_mut(&number) else { return false };
+            attached.started = true;
+        }
+        open.epoch = open.epoch.max(epoch);
+        if open.feed.is_none() {
+            let config = FeedConfig::default();
+            open.feed = Some(Feed::new(config, position.incarnation, rand::random(), now));
+            by_incarnation.insert(position.incarnation, name.clone());
+            open.newest = Some(position);
+        }
+        match comer {
+            Comer::Session(number) => open.catch_up(number, position.seq),
+            Comer::Mirror(mirror) => {
+                if !open.set_mirror(mirror) {
+                    return false;
+                }
+            }
+        }
+        self.feed(name, open, feed::Input::Opened { position });
+        held.retain(|delta| {
+            let ours = delta.incarnation == position.incarnation.0;
+            if ours && let Some(input) = delta_input(delta.clone()) {
+                self.feed(name, open, input);
+            }
+            !ours
+        });
+        // Those who came for the mirror see all of that in it.
+        open.readers.welcome();
+        self.mend(name, open);
+        if !by_name.values().any(Document::is_opening) {
+            held.clear();
+        }
+        true
     }
 
     /// Follows the partition on the bus until no document of it is open any more.
@@ -359,6 +395,7 @@ impl Partition {
                 feed::Effect::Lost => open.lose(None),
             }
         }
+        self.mend(name, open);
     }
 
     /// Reads what a feed misses, once for all its sessions.
@@ -381,6 +418,12 @@ impl Partition {
                 .with(incarnation, |name, open| partition.feed(name, open, feed::Input::Fetched(result)));
             partition.stirred.notify_one();
         });
+    }
+
+    /// What came of one document may have a gap.
+    fn suspect_one(&self, name: &DocumentName, open: &mut Document) {
+        self.feed(name, open, feed::Input::Suspect);
+        self.stirred.notify_one();
     }
 
     /// Everything that came by the bus may have a gap.
@@ -411,118 +454,19 @@ impl Partition {
         }
         let mut partitions = self.shared.partitions.lock().unwrap_or_else(PoisonError::into_inner);
         let mut documents = self.lock();
-        documents.by_name.retain(|_, open| open.vacant_since.is_none_or(|since| since.elapsed() < LINGER));
-        documents.by_name.values_mut().for_each(Document::remind);
+        documents.by_name.retain(|_, open| !open.is_deserted());
+        let mut mirror_bytes = 0;
+        for (name, open) in &mut documents.by_name {
+            open.remind();
+            mirror_bytes += open.readers.look_after();
+            self.mend(name, open);
+        }
+        self.mirror_bytes.store(mirror_bytes, Ordering::Relaxed);
         documents.forget_lost();
         if documents.by_name.is_empty() {
             partitions.remove(&self.id);
         }
         documents.by_name.is_empty()
-    }
-}
-
-impl Documents {
-    /// Runs `what` on the document that has this history, if it is open.
-    fn with(&mut self, incarnation: Incarnation, what: impl FnOnce(&DocumentName, &mut Document)) {
-        let Some(name) = self.by_incarnation.get(&incarnation) else { return };
-        let Some(open) = self.by_name.get_mut(name) else { return };
-        what(name, open);
-        if open.feed.is_none() {
-            self.by_incarnation.remove(&incarnation);
-        }
-    }
-
-    /// A document has its first entry, in this history. Whoever opened it while it was empty may have been given
-    /// another, by an owner that took it along: there is nothing in it, so it is opened anew at once.
-    fn first_entry(&mut self, name: &DocumentName, epoch: Epoch, incarnation: Incarnation) {
-        let Some(open) = self.by_name.get_mut(name) else { return };
-        let other = open.feed.as_ref().is_some_and(|feed| feed.incarnation() != incarnation);
-        let empty = open.newest.is_none_or(|newest| newest.seq == Seq(0));
-        if other && empty && epoch >= open.epoch {
-            open.lose(None);
-            self.forget_lost();
-        }
-    }
-
-    /// Histories that no feed follows any more are forgotten.
-    fn forget_lost(&mut self) {
-        let by_name = &self.by_name;
-        self.by_incarnation.retain(|_, name| by_name.get(name).is_some_and(|open| open.feed.is_some()));
-    }
-}
-
-impl Document {
-    fn new() -> Document {
-        metrics::gauge!("manyhands_edge_open_documents").increment(1);
-        Document { feed: None, epoch: Epoch(0), newest: None, sessions: BTreeMap::new(), vacant_since: None }
-    }
-
-    fn is_opening(&self) -> bool {
-        self.sessions.values().any(|session| !session.started)
-    }
-
-    /// The same bytes to everybody; nobody is waited for.
-    fn deliver(&mut self, run: &SharedRun) {
-        if let Some(feed) = &self.feed {
-            let incarnation = feed.incarnation();
-            self.newest = Some(Position { incarnation, seq: run.last(), chain: run.chain() });
-        }
-        let mut delivered = 0;
-        for session in self.sessions.values_mut().filter(|session| session.started) {
-            let entries = Input::Entries { channel: session.channel, run: run.clone() };
-            match session.inbox.try_send(entries) {
-                Ok(()) => delivered += 1,
-                Err(_) => session.missed = true,
-            }
-        }
-        metrics::counter!("manyhands_edge_deltas_delivered_total").increment(delivered);
-    }
-
-    /// Brings one session from `after` to where the feed is.
-    fn catch_up(&mut self, number: u64, after: Seq) {
-        let Some(newest) = self.newest.filter(|newest| newest.seq > after) else { return };
-        let Some(session) = self.sessions.get_mut(&number) else { return };
-        let recent = self.feed.as_ref().and_then(|feed| feed.recent(after));
-        let channel = session.channel;
-        let inputs: Vec<Input> = match recent {
-            Some(recent) => recent.runs.into_iter().map(|run| Input::Entries { channel, run }).collect(),
-            None => vec![Input::TipSeen { channel, position: newest }],
-        };
-        session.missed |= inputs.into_iter().any(|input| session.inbox.try_send(input).is_err());
-    }
-
-    /// Tells sessions that missed something where the document stands, so that they fetch.
-    fn remind(&mut self) {
-        let Some(position) = self.newest else { return };
-        for session in self.sessions.values_mut().filter(|session| session.missed) {
-            let tip = Input::TipSeen { channel: session.channel, position };
-            session.missed = session.inbox.try_send(tip).is_err();
-        }
-    }
-
-    /// The history is another: every session that follows this one, or the one with this number, is told.
-    fn lose(&mut self, only: Option<u64>) {
-        for (number, session) in &mut self.sessions {
-            if only.map_or(session.started, |only| only == *number) {
-                session.started = false;
-                let lost = Input::Lost { channel: session.channel };
-                // This one may not be missed, however full the inbox is.
-                if let Err(mpsc::error::TrySendError::Full(lost)) = session.inbox.try_send(lost) {
-                    let inbox = session.inbox.clone();
-                    tokio::spawn(async move { inbox.send(lost).await });
-                }
-            }
-        }
-        if only.is_none() {
-            self.feed = None;
-            self.newest = None;
-        }
-    }
-}
-
-impl Drop for Document {
-    fn drop(&mut self) {
-        metrics::gauge!("manyhands_edge_open_documents").decrement(1);
     }
 }
 

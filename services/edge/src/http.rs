@@ -16,8 +16,9 @@ use axum::routing::{any, get};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use manyhands_proto::{Code, DocumentName, SUBPROTOCOL};
+use manyhands_proto::{Code, DocumentName, JSON_SUBPROTOCOL, SUBPROTOCOL};
 use manyhands_session::Grant;
+use manyhands_session::json::Choice;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -29,7 +30,7 @@ use crate::auth::{self, Offer};
 use crate::errors;
 use crate::origin::Origins;
 use crate::problem::Problem;
-use crate::socket::{self, Admitted, Node};
+use crate::socket::{self, Address, Admitted, Node};
 use crate::users;
 
 /// Headers of a request: how many, in how many bytes, and in what time they must have come.
@@ -96,11 +97,11 @@ impl Face {
     /// Answers with 101 and starts the session, or says why not.
     fn handshake(&self, request: &mut Request) -> Result<Response, Problem> {
         let workspace = workspace_of(request.uri().path(), "/v1/sync/")?;
-        let grant = self.check(request, workspace.as_ref())?;
+        let (grant, address, protocol) = self.check(request, workspace)?;
         let accept = accept_key(request)?;
         let permit = self.socket_permit()?;
 
-        let admitted = Admitted { grant, workspace, permit };
+        let admitted = Admitted { grant, address, permit };
         let upgrade = hyper::upgrade::on(request);
         let node = Arc::clone(&self.node);
         self.sessions.spawn(async move {
@@ -117,12 +118,19 @@ impl Face {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        if let Some(protocol) = protocol {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+        }
         Ok(response)
     }
 
-    /// Everything that can be known from the request, in the order in which a client can mend it.
-    fn check(&self, request: &Request, workspace: Option<&DocumentName>) -> Result<Grant, Problem> {
+    /// Everything that can be known from the request, in the order in which a client can mend it. With whose grant,
+    /// for what, and in which subprotocol the socket is.
+    fn check(
+        &self,
+        request: &Request,
+        workspace: Option<DocumentName>,
+    ) -> Result<(Grant, Address, Option<&'static str>), Problem> {
         let headers = request.headers();
         if request.method() != Method::GET {
             return Err(Problem::new(Code::Malformed, "Only GET is answered here.")
@@ -136,23 +144,39 @@ impl Face {
         let offer = Offer::read(headers)?;
         let token = auth::token_of(headers, &offer, request.uri())?;
         let grant = self.node.verifier.verify(&token, self.node.wall_ms())?;
-        auth::admits(&grant, workspace)?;
+        auth::admits(&grant, workspace.as_ref())?;
 
         let upgrade = wants_upgrade(headers);
-        if !offer.speaks_ours && (upgrade || offer.speaks_any) {
+        if offer.ours.is_none() && offer.speaks_any {
             return Err(Problem::new(
                 Code::VersionUnsupported,
                 "No subprotocol that this edge speaks is offered.",
             )
-            .fix(format!("Offer the subprotocol {SUBPROTOCOL}: new WebSocket(url, [\"{SUBPROTOCOL}\"]).")));
+            .fix(format!(
+                "Offer the subprotocol {SUBPROTOCOL}, or {JSON_SUBPROTOCOL}, or none: new WebSocket(url, [\"{SUBPROTOCOL}\"])."
+            )));
         }
+        let binary = offer.ours == Some(SUBPROTOCOL);
+        let address = match workspace {
+            Some(workspace) if !binary => {
+                Address::Json(workspace, choice_of(request.uri(), offer.ours.is_some())?)
+            }
+            None if !binary && upgrade => {
+                return Err(Problem::new(
+                    Code::VersionUnsupported,
+                    "The JSON dialect is for one workspace, and this address names none.",
+                )
+                .fix(format!("Connect to /v1/sync/{{workspace}}, or offer the subprotocol {SUBPROTOCOL}.")));
+            }
+            workspace => Address::Binary(workspace),
+        };
         if !upgrade {
             return Err(Problem::new(
                 Code::UpgradeRequired,
                 "A handshake with this request would be accepted.",
             ));
         }
-        Ok(grant)
+        Ok((grant, address, offer.ours))
     }
 
     /// Whether the page that asks may be answered, if it is a page.
@@ -183,6 +207,38 @@ pub(crate) fn workspace_of(path: &str, prefix: &str) -> Result<Option<DocumentNa
             Problem::new(Code::InvalidName, format!("{error}."))
         }),
     }
+}
+
+/// What a JSON client asks for in its address: `?strategy=` and `?heads=`.
+fn choice_of(uri: &http::Uri, extended: bool) -> Result<Choice, Problem> {
+    let mut choice = Choice { extended, ..Choice::default() };
+    for (name, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+        match &*name {
+            "strategy" => {
+                let strategy = value.parse().map_err(|error: manyhands_crdt::UnknownStrategy| {
+                    Problem::new(Code::Malformed, format!("{error}.")).fix("Ask for crdt, lww or server.")
+                })?;
+                choice.strategy = Some(strategy);
+            }
+            // One that is none is as one that is not known: the client gets everything.
+            "heads" => {
+                choice.heads = value.split(',').map(|text| hash_of(text).unwrap_or_default()).collect()
+            }
+            _ => {}
+        }
+    }
+    Ok(choice)
+}
+
+fn hash_of(text: &str) -> Option<manyhands_crdt::Hash> {
+    let mut hash = manyhands_crdt::Hash::default();
+    if text.len() != 2 * hash.len() || !text.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(hash)
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

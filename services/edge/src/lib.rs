@@ -100,7 +100,7 @@ pub async fn build(config: Config, surroundings: Surroundings) -> Result<Edge, E
     let verifier = Verifier::hs256(config.secret.expose().as_bytes())?;
     let origins = Origins::parse(&config.allowed_origins, config.allow_loopback_origins)?;
     let router = Arc::new(Router::new(config.router.clone(), config.documents.clone(), connector));
-    let fanout = Fanout::new(Arc::clone(&bus), Arc::clone(&router));
+    let fanout = Fanout::new(Arc::clone(&bus), Arc::clone(&router), config.limits.mirrors());
     let lane = Lane::start(Arc::clone(&bus), presence);
     let node = Node::new(&config.limits, verifier, router, fanout, lane);
     let face = Arc::new(Face {

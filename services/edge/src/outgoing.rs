@@ -97,10 +97,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Outgoing<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the connection: writes what is left and the close frame, then waits for the client's answer.
+    /// Ends the connection: writes what is left and the close frame, with `close` as its code, then waits for the client's answer.
     pub(crate) async fn close(
         mut self,
         goodbye: Goodbye,
+        close: u16,
         mut incoming: SplitStream<WebSocketStream<Metered<S>>>,
     ) {
         let farewell = async {
@@ -113,8 +114,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Outgoing<S> {
                         self.queue.clear();
                         self.queued_bytes = 0;
                     }
-                    let code = code.close().unwrap_or(4005).into();
-                    self.push(Message::Close(Some(CloseFrame { code, reason: reason.into() })));
+                    let frame = CloseFrame { code: close.into(), reason: reason.into() };
+                    self.push(Message::Close(Some(frame)));
                 }
             }
             while self.level() > 0 {

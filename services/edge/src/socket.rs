@@ -3,7 +3,7 @@
 //! Nothing here waits on the client. What it does not read waits in [`Outgoing`], whose level the machine is
 //! told; what it costs to be slow is the machine's business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use manyhands_proto::{Code, DocumentName, Epoch, Incarnation, Position, Seq, v1};
 use manyhands_session::edge::{ChannelId, Edge, EdgeConfig, Effect, Input};
+use manyhands_session::json::Choice;
 use manyhands_session::{Grant, Refusal, position_to_wire};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -19,12 +20,12 @@ use tokio::time::sleep_until;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message, Utf8Bytes};
 use tracing::Instrument;
 
 use crate::auth::Verifier;
 use crate::config::Limits;
-use crate::fanout::{Fanout, Seat};
+use crate::fanout::{Fanout, Reader, Seat};
 use crate::lane::{Lane, Presenter};
 use crate::outgoing::{Goodbye, Metered, Outgoing};
 use crate::router::{OpenedDocument, Router};
@@ -43,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) lane: Lane,
     session: EdgeConfig,
     websocket: WebSocketConfig,
+    /// The same for the JSON dialect.
+    websocket_json: WebSocketConfig,
     started: Instant,
     /// Set when the edge leaves: over how long.
     leave: watch::Sender<Option<Duration>>,
@@ -51,9 +54,17 @@ pub(crate) struct Node {
 /// A handshake that was let in.
 pub(crate) struct Admitted {
     pub(crate) grant: Grant,
-    pub(crate) workspace: Option<DocumentName>,
+    pub(crate) address: Address,
     /// Counts the socket among those that this edge may have.
     pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// What a handshake asked for.
+pub(crate) enum Address {
+    /// The binary protocol, for one workspace or for many.
+    Binary(Option<DocumentName>),
+    /// The JSON dialect.
+    Json(DocumentName, Choice),
 }
 
 impl Node {
@@ -72,6 +83,12 @@ impl Node {
         websocket.max_write_buffer_size = limits.send_queue_bytes_close.bytes().saturating_mul(2);
         websocket.max_message_size = Some(frame_bytes_max);
         websocket.max_frame_size = Some(frame_bytes_max);
+        // A message that is somewhat too long is answered; a state goes in one message.
+        let mut websocket_json = websocket;
+        websocket_json.max_message_size = Some(frame_bytes_max.saturating_mul(2));
+        websocket_json.max_frame_size = websocket_json.max_message_size;
+        websocket_json.max_write_buffer_size =
+            websocket.max_write_buffer_size.saturating_add(limits.init_bytes_max.bytes().saturating_mul(2));
         Node {
             verifier,
             router,
@@ -79,6 +96,7 @@ impl Node {
             lane,
             session: limits.session(),
             websocket,
+            websocket_json,
             started: Instant::now(),
             leave: watch::Sender::new(None),
         }
@@ -105,18 +123,24 @@ pub(crate) async fn serve<S>(node: Arc<Node>, stream: S, admitted: Admitted)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Admitted { grant, workspace, permit: _permit } = admitted;
+    let Admitted { grant, address, permit: _permit } = admitted;
     let _counted = Connection::count();
     let stream = Metered::new(stream);
     let meter = stream.meter();
-    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(node.websocket)).await;
+    let websocket = match address {
+        Address::Binary(_) => node.websocket,
+        Address::Json(..) => node.websocket_json,
+    };
+    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(websocket)).await;
     let (sink, mut incoming) = socket.split();
     let mut outgoing = Outgoing::new(sink, meter);
     let (inbox, mut deliveries) = mpsc::channel(INBOX_MAX);
     let mut leave = node.leave.subscribe();
     let mut leaving = false;
-    let mut session = Session::new(node, grant, workspace, inbox);
+    let mut session = Session::new(node, grant, address, inbox);
     let mut batch = Vec::new();
+    // A session for one workspace asks for it unasked.
+    session.handle(Input::Tick, &mut outgoing);
 
     let goodbye = loop {
         let deadline = session.deadline();
@@ -152,13 +176,15 @@ where
             break goodbye;
         }
     };
+    let mut close = 0;
     if let Goodbye::Close(code, reason) = &goodbye {
+        close = session.machine.close_code(*code);
         metrics::counter!("manyhands_edge_sessions_closed_total", "code" => code.slug()).increment(1);
         let client = session.machine.client();
         tracing::debug!(session = session.id, client = ?client, %code, reason, "a session is closed");
     }
     drop(session);
-    outgoing.close(goodbye, incoming).await;
+    outgoing.close(goodbye, close, incoming).await;
 }
 
 /// What a message means to the session, or how the connection ended.
@@ -169,7 +195,11 @@ fn heard(message: Option<Result<Message, SocketError>>) -> Result<Input, Goodbye
             metrics::counter!("manyhands_edge_received_bytes_total").increment(bytes.len() as u64);
             Ok(Input::Frame(bytes))
         }
-        Some(Ok(Message::Text(_))) => Ok(Input::TextFrame),
+        Some(Ok(Message::Text(text))) => {
+            metrics::counter!("manyhands_edge_frames_received_total").increment(1);
+            metrics::counter!("manyhands_edge_received_bytes_total").increment(text.len() as u64);
+            Ok(Input::Text(text.into()))
+        }
         Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(Input::Heard),
         Some(Ok(Message::Close(_))) => Err(Goodbye::Answered),
         Some(Err(SocketError::Capacity(error))) => {
@@ -221,6 +251,8 @@ struct Session {
     answers: JoinSet<Answer>,
     inbox: mpsc::Sender<Input>,
     effects: Vec<Effect>,
+    /// What was answered at once, on its way to the machine.
+    ready: VecDeque<Input>,
     goodbye: Option<Goodbye>,
 }
 
@@ -232,16 +264,16 @@ struct Answer {
 }
 
 impl Session {
-    fn new(
-        node: Arc<Node>,
-        grant: Grant,
-        workspace: Option<DocumentName>,
-        inbox: mpsc::Sender<Input>,
-    ) -> Session {
+    fn new(node: Arc<Node>, grant: Grant, address: Address, inbox: mpsc::Sender<Input>) -> Session {
         let id = format!("{:016x}", rand::random::<u64>());
         let (now, wall_ms) = (node.now(), node.wall_ms());
-        let machine =
-            Edge::new(node.session.clone(), id.clone(), grant, workspace, rand::random(), now, wall_ms);
+        let (config, name, seed) = (node.session.clone(), id.clone(), rand::random());
+        let machine = match address {
+            Address::Binary(workspace) => Edge::new(config, name, grant, workspace, seed, now, wall_ms),
+            Address::Json(workspace, choice) => {
+                Edge::json(config, name, grant, workspace, choice, seed, now, wall_ms)
+            }
+        };
         Session {
             node,
             id,
@@ -251,6 +283,7 @@ impl Session {
             answers: JoinSet::new(),
             inbox,
             effects: Vec::new(),
+            ready: VecDeque::new(),
             goodbye: None,
         }
     }
@@ -266,9 +299,20 @@ impl Session {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut effects = std::mem::take(&mut self.effects);
-        self.machine.handle(self.node.now(), input, &mut effects);
-        for effect in effects.drain(..) {
-            self.perform(effect, outgoing);
+        let mut next = Some(input);
+        while let Some(input) = next {
+            let mirrored = match &input {
+                Input::Mirrored { channel, result: Ok(_) } => Some(*channel),
+                _ => None,
+            };
+            self.machine.handle(self.node.now(), input, &mut effects);
+            for effect in effects.drain(..) {
+                self.perform(effect, outgoing);
+            }
+            if let Some(channel) = mirrored {
+                self.join_lane(channel);
+            }
+            next = self.ready.pop_front();
         }
         self.effects = effects;
     }
@@ -283,6 +327,15 @@ impl Session {
             && let Some(seat) = self.seats.get(&channel)
         {
             seat.start(position, epoch);
+            self.join_lane(channel);
+        }
+    }
+
+    /// The document is open: its roster comes, and this session may be in it.
+    fn join_lane(&mut self, channel: ChannelId) {
+        if let Some(seat) = self.seats.get(&channel)
+            && !self.presenters.contains_key(&channel)
+        {
             let document = seat.document().clone();
             let presenter = self.node.lane.join(&self.id, document, channel, self.inbox.clone());
             self.presenters.insert(channel, presenter);
@@ -299,6 +352,17 @@ impl Session {
                 metrics::counter!("manyhands_edge_sent_bytes_total").increment(frame.len() as u64);
                 outgoing.push(Message::Binary(frame));
             }
+            Effect::SendText(frame) => {
+                metrics::counter!("manyhands_edge_frames_sent_total").increment(1);
+                metrics::counter!("manyhands_edge_sent_bytes_total").increment(frame.len() as u64);
+                match Utf8Bytes::try_from(frame) {
+                    Ok(text) => outgoing.push(Message::Text(text)),
+                    Err(error) => {
+                        tracing::error!(%error, "a frame that is no text");
+                        self.goodbye = Some(Goodbye::Close(Code::Internal, Code::Internal.slug().to_owned()));
+                    }
+                }
+            }
             Effect::Ping => outgoing.push(Message::Ping(Bytes::new())),
             Effect::Open { channel, document, replica, have, heads, strategy } => {
                 let request = v1::OpenRequest {
@@ -311,6 +375,18 @@ impl Session {
                 };
                 self.open(channel, document, request);
             }
+            Effect::Mirror { channel, document, strategy, heads, lost } => match self.seats.get(&channel) {
+                Some(seat) => seat.join_mirror(lost),
+                None => {
+                    let reader = Reader { channel, inbox: self.inbox.clone(), strategy, heads };
+                    let seat = self.node.fanout.reader_seat(document, reader);
+                    self.seats.insert(channel, Arc::new(seat));
+                }
+            },
+            Effect::Recall { channel, key, timestamp, .. } => {
+                let known = self.seats.get(&channel).map(|seat| seat.recall(&key, timestamp));
+                self.ready.push_back(Input::Recalled { channel, known: known.unwrap_or_default() });
+            }
             Effect::Submit { channel, document, incarnation, replica, first_counter, count, changes } => {
                 let request = v1::SubmitRequest {
                     document: document.to_string(),
@@ -322,6 +398,10 @@ impl Session {
                     grant: Some(self.machine.grant().to_wire()),
                 };
                 self.submit(channel, request);
+            }
+            Effect::Fetch { channel, after, .. } if self.machine.is_json() => {
+                let result = self.seats.get(&channel).map_or(Ok(None), |seat| seat.missed(after));
+                self.ready.push_back(Input::Missed { channel, result });
             }
             Effect::Fetch { channel, incarnation, after, .. } => self.fetch(channel, incarnation, after),
             Effect::Leave { channel, .. } => {

@@ -2,9 +2,10 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use manyhands_crdt::ReplicaId;
+use manyhands_crdt::{Hash, ReplicaId, Strategy};
 use manyhands_proto::{Code, DocumentName, Incarnation, Position, Seq, v1};
 
+use crate::json::{Missed, SharedOp, SharedOps, SharedState};
 use crate::{Grant, Limits, Refusal, SharedRun};
 
 /// One opening of a document on a session. The number on the wire may come again after a `Leave`; this does
@@ -84,8 +85,8 @@ impl EdgeConfig {
 pub enum Input {
     /// A binary message, whole.
     Frame(Bytes),
-    /// A text message: the binary protocol has none.
-    TextFrame,
+    /// A text message, whole: the JSON dialect has no others, the binary protocol none.
+    Text(Bytes),
     /// A WebSocket ping or pong: the other side lives.
     Heard,
     /// The answer to [`Effect::Open`].
@@ -115,6 +116,34 @@ pub enum Input {
         channel: ChannelId,
         /// The run, encoded once for all sessions.
         run: SharedRun,
+    },
+    /// The answer to [`Effect::Mirror`]. Comes again whenever the mirror had to be made anew.
+    Mirrored {
+        /// From the effect.
+        channel: ChannelId,
+        /// The state of the root map.
+        result: Result<SharedState, Refusal>,
+    },
+    /// The document's mirror took a run in. From the first [`Input::Mirrored`] on, in the mirror's order.
+    Ops {
+        /// From the effect that asked for the mirror.
+        channel: ChannelId,
+        /// What the run means, encoded once for all sessions.
+        ops: SharedOps,
+    },
+    /// The answer to [`Effect::Fetch`] of a JSON session.
+    Missed {
+        /// From the effect.
+        channel: ChannelId,
+        /// What the mirror has after that seq; nothing if it has nothing newer.
+        result: Result<Option<Missed>, Refusal>,
+    },
+    /// The answer to [`Effect::Recall`].
+    Recalled {
+        /// From the effect.
+        channel: ChannelId,
+        /// What is to be told to one who repeats the op; empty if it is not known.
+        known: Vec<SharedOp>,
     },
     /// The document's feed lost its thread: the history is another.
     Lost {
@@ -216,6 +245,8 @@ pub struct Fetched {
 pub enum Effect {
     /// Send one binary message.
     Send(Bytes),
+    /// Send one text message; it is UTF-8.
+    SendText(Bytes),
     /// Send a WebSocket ping.
     Ping,
     /// Join the document's feed for this channel; then ask the owner; answer with [`Input::Opened`].
@@ -232,6 +263,31 @@ pub enum Effect {
         heads: Vec<Bytes>,
         /// How the document is to merge; `Unspecified` if the client does not mind.
         strategy: v1::Strategy,
+    },
+    /// Join the mirror of a document, making one if there is none; answer with [`Input::Mirrored`].
+    Mirror {
+        /// To be repeated in every input about it.
+        channel: ChannelId,
+        /// Which document.
+        document: DocumentName,
+        /// How it must merge; `None` takes what there is.
+        strategy: Option<Strategy>,
+        /// What the client has: it may be told only what it lacks.
+        heads: Vec<Hash>,
+        /// The history that the document has no longer: a mirror of it is no use.
+        lost: Option<Incarnation>,
+    },
+    /// Look up, in the mirror, an op by its key and timestamp; answer with [`Input::Recalled`]. At most one at a
+    /// time.
+    Recall {
+        /// Whose.
+        channel: ChannelId,
+        /// Which document.
+        document: DocumentName,
+        /// In the root map.
+        key: String,
+        /// In microseconds since the Unix epoch.
+        timestamp: u64,
     },
     /// Hand changes to the owner; answer with [`Input::Submitted`]. At most one at a time for a channel.
     Submit {
@@ -250,8 +306,8 @@ pub enum Effect {
         /// Their records.
         changes: Bytes,
     },
-    /// Get the entries after a seq, from the feed's ring or from the owner; answer with [`Input::Fetched`].
-    /// At most one at a time for a channel.
+    /// Get the entries after a seq, from the feed's ring or from the owner; answer with [`Input::Fetched`]. For
+    /// a JSON session, from the mirror; answer with [`Input::Missed`]. At most one at a time for a channel.
     Fetch {
         /// Who misses them.
         channel: ChannelId,
@@ -287,9 +343,10 @@ pub enum Effect {
     },
     /// Verify a token; answer with [`Input::TokenVerified`]. At most one at a time.
     VerifyToken(String),
-    /// Close the socket with `code.close()`, leave every channel, drop the machine. The last effect.
+    /// Close the socket with [`Edge::close_code`](super::Edge::close_code), leave every channel, drop the machine.
+    /// The last effect.
     Close {
-        /// Why; always one that has a close code.
+        /// Why; always one that has a close code in the session's dialect.
         code: Code,
         /// The slug and what was wrong, short enough for a close frame.
         reason: String,

@@ -35,18 +35,18 @@ pub(super) fn peer(
 /// What a channel is still to be told about the roster: the newest of each session, so that a slow reader
 /// costs no more than the roster.
 #[derive(Debug, Default)]
-pub(super) struct Roster {
+pub(crate) struct Roster {
     full: bool,
     peers: BTreeMap<String, v1::Peer>,
     left: BTreeSet<String>,
 }
 
 impl Roster {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         !self.full && self.peers.is_empty() && self.left.is_empty()
     }
 
-    pub(super) fn add(&mut self, full: bool, peers: Vec<v1::Peer>, left: Vec<String>, max: usize) {
+    pub(crate) fn add(&mut self, full: bool, peers: Vec<v1::Peer>, left: Vec<String>, max: usize) {
         if full {
             *self = Roster { full: true, ..Roster::default() };
         }
@@ -65,7 +65,7 @@ impl Roster {
     }
 
     /// The next piece: small, so that a large roster takes its turn with everything else.
-    pub(super) fn take(&mut self, channel: u32) -> v1::PresenceUpdate {
+    pub(crate) fn take(&mut self, channel: u32) -> v1::PresenceUpdate {
         let mut update = v1::PresenceUpdate {
             channel,
             full: std::mem::take(&mut self.full),

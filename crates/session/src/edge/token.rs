@@ -49,6 +49,12 @@ impl Token {
         self.made_at_wall_ms.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 
+    /// Microseconds since the Unix epoch.
+    pub(super) fn wall_micros(&self, now: Duration) -> u64 {
+        let passed = now.saturating_sub(self.made_at).as_micros();
+        self.made_at_wall_ms.saturating_mul(1000).saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+    }
+
     /// A fresh token came.
     pub(super) fn offer(&mut self, token: String) -> Option<Effect> {
         if self.verifying {

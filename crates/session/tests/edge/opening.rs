@@ -56,7 +56,7 @@ fn silence_instead_of_hello_ends_after_ten_seconds() {
 
 #[test]
 fn a_text_message_is_a_violation() {
-    Session::open().input(Input::TextFrame).is_closed_with(Code::Violation);
+    Session::open().input(Input::Text(Bytes::new())).is_closed_with(Code::Violation);
 }
 
 #[test]

@@ -557,6 +557,9 @@ impl World {
                 }
             }
             edge::Effect::SetPresence { .. } | edge::Effect::ClearPresence { .. } => {}
+            edge::Effect::SendText(_) | edge::Effect::Mirror { .. } | edge::Effect::Recall { .. } => {
+                unreachable!("these belong to the JSON dialect")
+            }
             edge::Effect::VerifyToken(_) => self.after(delay, Happening::TokenAnswer { socket: id }),
             edge::Effect::Close { code, .. } => {
                 let benign =

@@ -174,7 +174,7 @@ fn three_roads_and_none_of_them_is_shown() {
             headers.append(header::SEC_WEBSOCKET_PROTOCOL, protocol.parse().unwrap());
         }
         let offer = Offer::read(&headers)?;
-        Ok((token_of(&headers, &offer, &uri.parse().unwrap())?, offer.speaks_ours))
+        Ok((token_of(&headers, &offer, &uri.parse().unwrap())?, offer.ours.is_some()))
     };
     let protocol = format!("manyhands.v1, {TOKEN_SUBPROTOCOL}{encoded}");
     assert_eq!(roads(Some("Bearer e30.e30.c2ln"), &[], "/v1/sync").unwrap(), (token.to_owned(), false));

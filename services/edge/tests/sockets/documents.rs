@@ -1,4 +1,5 @@
-//! A document node for tests: keeps opaque changes in memory, numbers them, publishes them, and fails on demand.
+//! A document node for tests: keeps changes in memory, numbers them, publishes them, and fails on demand. They are
+//! opaque to it, unless it is told to merge them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use futures_util::Stream;
 use manyhands_bus::{Message, SharedBus, Topic};
+use manyhands_crdt::{Admission, EntryWriter, Heads, Limits, Refusal, ReplicaId, Strategy, read_push};
 use manyhands_proto::v1::document_service_server::{DocumentService, DocumentServiceServer};
 use manyhands_proto::{Code, DocumentName, PartitionId, v1};
 use prost::Message as _;
@@ -29,6 +31,10 @@ pub(crate) struct State {
     pub(crate) moved_to: Option<v1::Route>,
     /// Deltas that are not published.
     pub(crate) losing: bool,
+    /// Changes are read and merged, as an owner does, for documents that are new from now on.
+    pub(crate) merging: bool,
+    /// What the next changes are refused with, one each, when merging.
+    pub(crate) rejections: VecDeque<v1::Rejection>,
     pub(crate) submits: Vec<v1::SubmitRequest>,
     pub(crate) opens: usize,
     pub(crate) reads: usize,
@@ -39,6 +45,14 @@ struct Document {
     incarnation: u64,
     entries: Vec<Bytes>,
     next_counters: BTreeMap<u64, u64>,
+    merged: Option<Merged>,
+}
+
+/// What an owner knows of a document.
+#[derive(Clone)]
+struct Merged {
+    document: manyhands_crdt::Document,
+    heads: Heads,
 }
 
 impl Documents {
@@ -91,14 +105,93 @@ impl Documents {
     /// The document is another from now on.
     pub(crate) fn reset(&self, document: &str) {
         let mut state = self.state();
-        let old = state.document(document).incarnation;
-        state.documents.insert(document.to_owned(), Document::new(old + 1));
+        let old = state.document(document);
+        let mut new = Document::new(old.incarnation + 1);
+        new.merged = old.merged.as_ref().map(|merged| Merged::new(merged.document.strategy()));
+        state.documents.insert(document.to_owned(), new);
     }
 
     fn publish(&self, document: &str, message: v1::bus_message::Message) {
         let partition = PartitionId::of(&document.parse::<DocumentName>().unwrap());
         let payload = v1::BusMessage { message: Some(message) }.encode_to_vec().into();
         self.bus.publish(Topic::Deltas(partition), Message { payload, traceparent: None });
+    }
+
+    /// What is in the document, as JSON; also proves that it was written.
+    pub(crate) fn root(&self, document: &str) -> serde_json::Value {
+        let mut state = self.state();
+        let merged = state.document(document).merged.as_ref().expect("merging");
+        let map = merged.document.map("");
+        let entries = map.iter().flat_map(|map| map.iter());
+        let entries =
+            entries.map(|(key, value)| (key.to_owned(), serde_json::from_str(value.value).unwrap()));
+        serde_json::Value::Object(entries.collect())
+    }
+
+    /// How many entries a document has.
+    pub(crate) fn seq(&self, document: &str) -> usize {
+        self.state().document(document).entries.len()
+    }
+
+    /// Decides on changes as an owner does.
+    fn merge(&self, request: &v1::SubmitRequest) -> v1::SubmitResponse {
+        let replica = ReplicaId(request.replica);
+        let mut answer = v1::SubmitResponse { next_counter: request.first_counter, ..Default::default() };
+        for read in read_push(replica, request.first_counter, request.count, &request.changes) {
+            let (change, next_counter) = read.unwrap();
+            let entry = {
+                let mut state = self.state();
+                let rejection = state.rejections.pop_front();
+                let document = state.document(&request.document);
+                let Some(merged) = &mut document.merged else { panic!("not a merging document") };
+                let new = merged.document.replica_index(replica).is_none().then_some(replica);
+                let stamp_max = Some(4_000_000_000_000_000);
+                let result = match rejection {
+                    Some(rejection) => Err(v1::Rejection { counter: change.counter, ..rejection }),
+                    None => merged.document.admit(change, &Admission { stamp_max }).map_err(|refusal| {
+                        let (code, current) = match &refusal {
+                            Refusal::Conflict(conflict) => {
+                                let value: serde_json::Value =
+                                    conflict.value.as_ref().map_or(serde_json::Value::Null, |value| {
+                                        serde_json::from_str(value).unwrap()
+                                    });
+                                (Code::Conflict, serde_json::json!({ "seq": conflict.seq, "value": value }))
+                            }
+                            Refusal::ClockAhead { .. } => {
+                                (Code::ClockAhead, serde_json::json!({ "max": stamp_max }))
+                            }
+                            _ => (Code::Malformed, serde_json::Value::Null),
+                        };
+                        v1::Rejection {
+                            counter: change.counter,
+                            code: code.number(),
+                            message: refusal.to_string(),
+                            current: current.to_string().into(),
+                            ..v1::Rejection::default()
+                        }
+                    }),
+                };
+                match result {
+                    Ok(applied) => {
+                        let seq = merged.document.seq();
+                        merged.heads.enter(replica, seq, change.base, applied.hash);
+                        let index = merged.document.replica_index(replica).unwrap();
+                        let mut writer = EntryWriter::new();
+                        writer.push(seq, index, new, change.base, change.body);
+                        document.next_counters.insert(request.replica, next_counter);
+                        writer.finish()
+                    }
+                    Err(rejection) => {
+                        answer.rejection = Some(rejection);
+                        return answer;
+                    }
+                }
+            };
+            self.append(&request.document, entry);
+            answer.next_counter = next_counter;
+            answer.seq = self.seq(&request.document) as u64;
+        }
+        answer
     }
 
     fn begin(&self) -> Result<(), Status> {
@@ -123,13 +216,24 @@ impl State {
             "demo" => 1004,
             _ => name.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(257).wrapping_add(byte.into())),
         };
-        self.documents.entry(name.to_owned()).or_insert_with(|| Document::new(incarnation))
+        let merging = self.merging;
+        self.documents.entry(name.to_owned()).or_insert_with(|| Document {
+            merged: merging.then(|| Merged::new(Strategy::Crdt)),
+            ..Document::new(incarnation)
+        })
+    }
+}
+
+impl Merged {
+    fn new(strategy: Strategy) -> Merged {
+        let document = manyhands_crdt::Document::with_strategy(strategy, Limits::default());
+        Merged { document, heads: Heads::new() }
     }
 }
 
 impl Document {
     fn new(incarnation: u64) -> Document {
-        Document { incarnation, entries: Vec::new(), next_counters: BTreeMap::new() }
+        Document { incarnation, entries: Vec::new(), next_counters: BTreeMap::new(), merged: None }
     }
 
     fn position(&self) -> v1::Position {
@@ -177,6 +281,9 @@ impl DocumentService for Documents {
         self.state().submits.push(request.clone());
         self.asked.notify_waiters();
         self.begin()?;
+        if self.state().document(&request.document).merged.is_some() {
+            return Ok(Response::new(self.merge(&request)));
+        }
         let next_counter = request.first_counter + u64::from(request.count);
         let known = {
             let mut state = self.state();
@@ -200,18 +307,40 @@ impl DocumentService for Documents {
         let request = request.into_inner();
         let mut state = self.state();
         let document = state.document(&request.document);
+        if let Some(merged) = &mut document.merged
+            && let Some(asked) = Strategy::from_code(u8::try_from(request.strategy).unwrap())
+            && asked != merged.document.strategy()
+        {
+            if merged.document.seq() > 0 {
+                return Err(status(Code::StrategyMismatch, "made with another strategy", None));
+            }
+            *merged = Merged::new(asked);
+        }
         let have =
             request.have.filter(|have| have.incarnation == document.incarnation).map_or(0, |have| have.seq);
-        let state_bytes =
-            if have == 0 { Some(Bytes::from(format!("state@{}", document.entries.len()))) } else { None };
-        let recovery = if have == 0 { v1::Recovery::State } else { v1::Recovery::Tail };
+        let state_bytes = match &document.merged {
+            _ if have > 0 => None,
+            Some(merged) if merged.document.seq() == 0 => None,
+            Some(merged) => Some(Bytes::from(merged.document.encode())),
+            None => Some(Bytes::from(format!("state@{}", document.entries.len()))),
+        };
+        let heads = document.merged.as_ref().map_or(Vec::new(), |merged| {
+            let heads = merged.heads.iter();
+            heads
+                .map(|(hash, replica, seq)| v1::Head { hash: hash.to_vec().into(), replica: replica.0, seq })
+                .collect()
+        });
+        let recovery = if state_bytes.is_some() { v1::Recovery::State } else { v1::Recovery::Tail };
+        let strategy = document.merged.as_ref().map_or(0, |merged| merged.document.strategy().code());
         let header = v1::OpenHeader {
             recovery: recovery.into(),
             position: Some(document.position()),
             next_counter: document.next_counters.get(&request.replica).copied().unwrap_or(0),
             state_bytes: state_bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
             epoch: 1,
-            ..v1::OpenHeader::default()
+            strategy: strategy.into(),
+            heads,
+            max_base: document.merged.as_ref().map_or(0, |merged| merged.heads.max_base()),
         };
         use v1::open_response::Part;
         let body = match state_bytes {

@@ -8,6 +8,7 @@ mod drain;
 mod face;
 mod fanout;
 mod handshake;
+mod json;
 mod presence;
 mod redaction;
 mod running;
