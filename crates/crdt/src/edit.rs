@@ -71,13 +71,17 @@ impl Edit<'_> {
             return Err(EditError::TooLarge { what: "containers", limit: limits.containers_max as u64 });
         }
 
+        let caret = sequence.and_then(|text| self.caret(text, at));
+        let (left, right) = match (caret, sequence) {
+            (Some(caret), _) => (caret.left, caret.right),
+            (None, Some(text)) => self.document.sequences.origins_at(text, at),
+            (None, None) => (Id::NONE, Id::NONE),
+        };
+        self.nameable(left)?;
+        self.nameable(right)?;
+
         let client = self.begin();
         let sequence = sequence.unwrap_or_else(|| self.document.text_or_new(container));
-        let caret = self.caret(sequence, at);
-        let (left, right) = match caret {
-            Some(caret) => (caret.left, caret.right),
-            None => self.document.sequences.origins_at(sequence, at),
-        };
         let document = &mut *self.document;
         let id = Id::new(client, document.replicas[client as usize].next);
         let inherited = left.client == client
@@ -142,6 +146,9 @@ impl Edit<'_> {
 
     fn delete_ids(&mut self, ids: &[(Id, u32)]) -> Result<(), EditError> {
         self.room(OP_BYTES_MAX + 5 + ids.len() * RANGE_BYTES_MAX, 1)?;
+        for &(id, _) in ids {
+            self.nameable(id)?;
+        }
         let client = self.begin();
         let document = &mut *self.document;
         for &(id, len) in ids {
@@ -325,6 +332,15 @@ impl Edit<'_> {
             return Err(EditError::CountersUsedUp);
         }
         Ok(())
+    }
+
+    /// Checks that a change of this replica can refer to an element: its own, or of one that the log knows.
+    fn nameable(&self, id: Id) -> Result<(), EditError> {
+        if id.is_none() || Some(id.client) == self.client {
+            return Ok(());
+        }
+        let state = &self.document.replicas[id.client as usize];
+        if state.log_index.is_some() { Ok(()) } else { Err(EditError::NotLogged { replica: state.id }) }
     }
 
     fn begin(&mut self) -> Client {

@@ -1,6 +1,6 @@
 //! What can be wrong with bytes, with a change, and with an edit.
 
-use crate::id::OpId;
+use crate::id::{OpId, ReplicaId};
 use crate::map::{JsonFlaw, JsonProblem};
 
 /// Bytes that no correct writer makes.
@@ -189,6 +189,13 @@ pub enum EditError {
     /// The replica has used up its counters: go on as a new replica.
     #[error("the counters of this replica are used up")]
     CountersUsedUp,
+    /// The edit is next to what another replica of this copy wrote, of which the log has nothing yet: a change has
+    /// no name for it. Edit as that replica, or wait until its first change came back.
+    #[error("replica {} has no entry in the log yet, so no other can edit beside what it wrote", replica.0)]
+    NotLogged {
+        /// The other replica.
+        replica: ReplicaId,
+    },
     /// A map's name is longer than 255 bytes.
     #[error("a map's name has at most 255 bytes")]
     MapName,

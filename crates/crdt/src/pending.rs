@@ -258,9 +258,9 @@ fn canonical_ranges(document: &Document, op: Id, ranges: &mut [(Id, u32)], raw: 
     }
 }
 
-/// Elements of others came by the log, so their replica has an index.
+/// An edit that would have to name a replica without an index is refused.
 fn log_index(document: &Document, client: Client) -> u64 {
-    u64::from(document.replicas[client as usize].log_index.expect("others' elements came by the log"))
+    u64::from(document.replicas[client as usize].log_index.expect("what cannot be named is refused"))
 }
 
 #[cfg(test)]

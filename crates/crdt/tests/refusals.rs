@@ -216,6 +216,25 @@ fn limits() {
     assert!(document.text("q").is_none());
 }
 
+/// Found by the fuzz target `document`: a saved copy may hold what its own replica wrote and the log has not.
+#[test]
+fn edits_beside_what_the_log_does_not_have() {
+    let mut document = log().document;
+    let mut edit = document.edit(EVE);
+    edit.insert("page", 1, "eve").unwrap();
+    edit.commit(2).unwrap();
+    let mut document = Document::decode(&document.encode()).unwrap();
+    let (state, refused) = (document.state_hash(), Err(EditError::NotLogged { replica: EVE }));
+    let mut edit = document.edit(ReplicaId(40));
+    assert_eq!(edit.insert("page", 2, "!"), refused);
+    assert_eq!(edit.insert("page", 4, "!"), refused);
+    assert_eq!(edit.delete("page", 0..2), refused);
+    assert_eq!(edit.commit(2), None);
+    assert_eq!(document.state_hash(), state);
+    document.edit(EVE).insert("page", 2, "!").unwrap();
+    assert_eq!(document.text("page").unwrap().to_string(), "ae!vec");
+}
+
 #[test]
 fn runs_of_entries_that_do_not_fit() {
     let log = log();
