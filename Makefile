@@ -34,6 +34,14 @@ bench-peers: ## Measure the text engine beside others (QUICK=1, TRACES=folder)
 	cargo run --release --locked --manifest-path crates/crdt/bench-peers/Cargo.toml -- \
 		$(if $(QUICK),--quick) $(if $(TRACES),--traces $(TRACES))
 
+.PHONY: fuzz
+fuzz: ## Fuzz the text engine, with cargo-fuzz on a nightly compiler (TARGET=document SECONDS=60)
+	cd crates/crdt/fuzz && for target in $(or $(TARGET),$$(cargo +nightly fuzz list --fuzz-dir .)); do \
+		mkdir -p target/corpus/$$target && \
+		cargo +nightly fuzz run --sanitizer none --fuzz-dir . $$target target/corpus/$$target corpus/$$target -- \
+			-max_total_time=$(or $(SECONDS),60) -rss_limit_mb=512 -malloc_limit_mb=64 -timeout=5 || exit 1; \
+	done
+
 .PHONY: cluster
 cluster: neighbours ## Start Postgres, NATS, Redis, two document nodes and two edges; addresses in .manyhands/cluster.env
 	cargo build --release --locked --bin manyhands --bin loadtest

@@ -55,5 +55,11 @@ pub use receive::Patch;
 pub use record::{Entries, EntryRef, EntryWriter, PushChanges, PushWriter, read_entries, read_push};
 pub use text::{Anchor, Bias, Text};
 
-#[cfg(test)]
+/// Runs the history that some bytes say and panics when the document and its specification disagree.
+#[cfg(fuzzing)]
+pub fn fuzz_history(bytes: &[u8]) {
+    tests::run_bytes(bytes);
+}
+
+#[cfg(any(test, fuzzing))]
 mod tests;

@@ -9,6 +9,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("manyhands-proto", &[]),
     ("manyhands-crdt", &[]),
     ("bench-peers", &["manyhands-crdt"]),
+    ("manyhands-crdt-fuzz", &["manyhands-crdt"]),
     ("manyhands-process", &[]),
     ("manyhands-neighbours", &[]),
     ("manyhands-sim", &[]),

@@ -6,8 +6,8 @@ use super::{At, Guess, Sequences, Widths};
 use crate::id::Id;
 
 /// Bytes of deleted text that are not worth a sweep.
-const SWEEP_MIN: usize = if cfg!(test) { 8 } else { 4096 };
-const SWEEP_PER_LEAF: usize = if cfg!(test) { 1 } else { 256 };
+const SWEEP_MIN: usize = if cfg!(any(test, fuzzing)) { 8 } else { 4096 };
+const SWEEP_PER_LEAF: usize = if cfg!(any(test, fuzzing)) { 1 } else { 256 };
 
 impl Sequences {
     /// Deletes `len` elements from `id` on, those that still are visible. `on` is told of each stretch:

@@ -8,7 +8,8 @@ mod content;
 mod delete;
 mod integrate;
 mod load;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), allow(dead_code, reason = "a fuzzer uses only a part"))]
 pub(crate) mod naive;
 mod places;
 mod read;
@@ -245,7 +246,7 @@ impl Sequences {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod invariants;
 #[cfg(test)]
 pub(crate) mod tests;

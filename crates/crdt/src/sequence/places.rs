@@ -8,7 +8,7 @@
 use crate::id::{Client, Id};
 
 /// Entries of a chunk at most; a full one is cut in two.
-const CHUNK: usize = if cfg!(test) { 4 } else { 256 };
+const CHUNK: usize = if cfg!(any(test, fuzzing)) { 4 } else { 256 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {

@@ -4,7 +4,7 @@ use super::Run;
 use crate::id::Id;
 
 /// Elements of a visible span at most, so that looking into one is bounded.
-pub(super) const SPAN_LEN_MAX: u32 = if cfg!(test) { 6 } else { 2048 };
+pub(super) const SPAN_LEN_MAX: u32 = if cfg!(any(test, fuzzing)) { 6 } else { 2048 };
 /// How far apart the ids of a span can be.
 pub(crate) const STEP_MAX: u32 = 16;
 const DEAD: u32 = u32::MAX;

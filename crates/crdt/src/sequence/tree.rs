@@ -6,8 +6,8 @@ use super::places::Places;
 use super::span::Span;
 
 // Under the crate's own tests everything is small, so that short histories split leaves and nodes as well.
-pub(super) const SPANS: usize = if cfg!(test) { 4 } else { 32 };
-pub(super) const CHILDREN: usize = if cfg!(test) { 4 } else { 16 };
+pub(super) const SPANS: usize = if cfg!(any(test, fuzzing)) { 4 } else { 32 };
+pub(super) const CHILDREN: usize = if cfg!(any(test, fuzzing)) { 4 } else { 16 };
 pub(super) const NIL: u32 = u32::MAX;
 
 #[derive(Clone, Debug)]

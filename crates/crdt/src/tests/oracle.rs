@@ -4,6 +4,7 @@
 //! [`naive`]: crate::sequence::naive
 
 use crate::id::{Client, Hash, Id};
+use crate::map::Strategy;
 use crate::sequence::naive::Sequences;
 use crate::wire::put_varint;
 
@@ -118,8 +119,8 @@ impl Oracle {
             }
             bytes.extend([0; 8]);
         }
-        // No maps follow.
-        bytes.push(crate::map::Strategy::default().code());
+        // The strategy; there are no maps.
+        bytes.push(Strategy::Crdt.code());
         let mut hash = [0; 16];
         hash.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
         hash

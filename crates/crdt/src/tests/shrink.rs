@@ -29,7 +29,7 @@ pub(super) fn shrink(history: &History, fails: impl Fn(&History) -> bool) -> His
         }
         let fewer = History { peers: best.peers - 1, ..best.clone() };
         let used = |step: &Step| match step {
-            Step::Edit { peer, .. } | Step::Hear { peer, .. } => *peer,
+            Step::Edit { peer, .. } | Step::Forge { peer, .. } | Step::Hear { peer, .. } => *peer,
         };
         if fewer.peers >= 2 && best.steps.iter().all(|step| used(step) < fewer.peers) {
             attempt(&mut best, fewer, &mut tries, &fails);
@@ -65,6 +65,16 @@ fn simpler(step: &Step) -> Vec<Step> {
             for pick in [0, 1, pick / 2] {
                 forms.push(Step::Hear { peer: *peer, count: *count, pick });
                 forms.push(Step::Hear { peer: *peer, count: 1, pick });
+            }
+        }
+        Step::Forge { peer, container, left, right, letters } => {
+            for (left, right) in
+                [(*left, *right), (0, *right), (*left, 0), (left / 2, *right), (*left, right / 2)]
+            {
+                for letters in [letters, &vec![0]] {
+                    let (container, letters) = (*container, letters.clone());
+                    forms.push(Step::Forge { peer: *peer, container, left, right, letters });
+                }
             }
         }
         Step::Edit { peer, actions } => {

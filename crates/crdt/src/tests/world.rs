@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 
 use super::history::{Action, History, Step, text};
 use super::oracle::{Known, NAMES, Oracle};
+use crate::body::{self, RawInsert, Ref};
 use crate::change::Change;
 use crate::document::Document;
 use crate::id::{Client, Hash, Id, ReplicaId};
+use crate::record::EntryWriter;
 
 /// Replica ids behind clients, not in the order of clients.
 const REPLICAS: [u64; 6] = [40, 10, 60, 20, 50, 30];
@@ -15,6 +17,8 @@ const REPLICAS: [u64; 6] = [40, 10, 60, 20, 50, 30];
 /// How a history is run.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Options {
+    /// How many of a hundred steps forge an insertion.
+    pub(super) forged: u64,
     /// A planted mistake, for seeing that it is found: the oracle breaks ties the other way round.
     pub(super) wrong_ties: bool,
 }
@@ -66,6 +70,8 @@ struct Insertion {
 }
 
 struct World {
+    /// What everybody has from the start.
+    roll: Vec<Change>,
     peers: Vec<Peer>,
     /// Changes by author.
     events: Vec<Vec<Event>>,
@@ -86,6 +92,9 @@ pub(super) fn run(history: &History, options: Options) -> Seen {
     for step in &history.steps {
         match step {
             Step::Edit { peer, actions } => world.edit(peer % history.peers, actions),
+            Step::Forge { peer, container, left, right, letters } => {
+                world.forge(peer % history.peers, *container, (*left, *right), letters);
+            }
             Step::Hear { peer, count, pick } => world.hear(peer % history.peers, *count, *pick),
         }
     }
@@ -101,17 +110,21 @@ impl World {
         let mut oracle = Oracle::new(replicas.iter().map(of_ties).collect());
         let mut document = Document::new();
         let mut left = Id::NONE;
+        let mut roll = Vec::new();
         for (client, &replica) in replicas.iter().enumerate() {
             let mut signing = document.clone();
             let mut edit = signing.edit(ReplicaId(replica));
-            edit.insert(NAMES[2], client, "x").unwrap();
-            document.apply(edit.commit(0).unwrap().as_ref()).unwrap();
+            edit.insert(NAMES[2], client, "x").expect("at the end");
+            let change = edit.commit(client as u64).expect("something was done");
+            document.apply(change.as_ref()).expect("a good change");
+            roll.push(change);
             let id = Id::new(client as Client, 0);
             oracle.insert(2, id, left, Id::NONE, "x");
             left = id;
         }
         let peer = || Peer { document: document.clone(), has: vec![0; peers], known: vec![1; peers] };
         World {
+            roll,
             peers: (0..peers).map(|_| peer()).collect(),
             events: (0..peers).map(|_| Vec::new()).collect(),
             oracle,
@@ -183,6 +196,47 @@ impl World {
                 peer.known[n] = by.counter + 1;
             }
         }
+    }
+
+    /// An insertion of a peer between any two elements it knows, or none.
+    fn forge(&mut self, n: usize, container: usize, (left, right): (usize, usize), letters: &[usize]) {
+        let peer = &mut self.peers[n];
+        let view: Vec<(Id, Id)> = self
+            .oracle
+            .elements(container, &peer.known)
+            .map(|(element, _)| (element.id, element.right))
+            .collect();
+        let pick = |n: usize| (n % (view.len() + 1)).checked_sub(1).map_or((Id::NONE, Id::NONE), |n| view[n]);
+        let ((left, right_of_left), (right, _)) = (pick(left), pick(right));
+        let id = Id::new(n as Client, peer.known[n]);
+        // Log indices are as clients here.
+        let reference = |to: Id| match to {
+            to if to.is_none() => Ref::None,
+            to if to.client == id.client => Ref::Own(u64::from(id.counter - to.counter)),
+            to => Ref::Other { index: u64::from(to.client), counter: u64::from(to.counter) },
+        };
+        let inherits = reference(left) == Ref::Own(1) && right == right_of_left;
+        let content = text(letters);
+        let raw = RawInsert {
+            left: reference(left),
+            right: if inherits { Ref::Inherited } else { reference(right) },
+            name: (left.is_none() && right.is_none()).then_some(NAMES[container]),
+            text: &content,
+            len: letters.len() as u32,
+        };
+        let mut body = Vec::new();
+        body::put_insert(&mut body, &raw, false);
+        let (counter, next_counter) = (u64::from(id.counter), u64::from(id.counter) + letters.len() as u64);
+        let change = Change { replica: ReplicaId(REPLICAS[n]), counter, next_counter, base: 0, body };
+        let applied = peer.document.apply(change.as_ref()).expect("origins may be any elements");
+        assert_eq!(applied.next_counter, next_counter);
+        self.oracle.insert(container, id, left, right, &content);
+        peer.known[n] += letters.len() as u32;
+        let (had, counters) = (peer.has.clone(), peer.known[n]);
+        peer.has[n] += 1;
+        self.events[n].push(Event { author: n as Client, had, counters, change, hash: applied.hash });
+        self.check(n);
+        self.save_and_load(n);
     }
 
     fn hear(&mut self, n: usize, count: usize, pick: usize) {
@@ -261,11 +315,32 @@ impl World {
         self.check(n);
     }
 
-    /// Everybody hears everything, and so does one who was not there, in an order of its own.
+    /// All changes as a log: authors in order of client, each as far as it can go, again and again.
+    fn log(&self) -> (u32, Vec<u8>) {
+        let mut run = EntryWriter::new();
+        for (client, change) in self.roll.iter().enumerate() {
+            run.push(client as u64 + 1, client as u32, Some(change.replica), 0, &change.body);
+        }
+        let mut done = vec![0; self.events.len()];
+        let mut last = 0;
+        while last != run.count() {
+            last = run.count();
+            for (client, events) in self.events.iter().enumerate() {
+                while let Some(event) = events.get(done[client])
+                    && event.had.iter().zip(&done).all(|(had, done)| had <= done)
+                {
+                    run.push(u64::from(run.count()) + 1, client as u32, None, 0, &event.change.body);
+                    done[client] += 1;
+                }
+            }
+        }
+        (run.count(), run.finish())
+    }
+
+    /// Everybody hears everything, and so does one who was not there, and one who reads the log.
     fn finish(&mut self) {
         let peers = self.peers.len();
-        let mut late = World::new(peers, self.options).peers.remove(0);
-        late.has = vec![0; peers];
+        let late = World::new(peers, self.options).peers.remove(0);
         self.peers.push(late);
         for n in 0..=peers {
             while self.hear_one(n, n * 7) {}
@@ -274,6 +349,10 @@ impl World {
             assert!(all, "everything can be delivered");
         }
         assert!(self.peers.iter().all(|peer| peer.known == self.peers[0].known));
+        let mut reader = Document::new();
+        let (count, log) = self.log();
+        reader.replay(1, count, &log, 0).expect("a good log");
+        assert_eq!(reader.state_hash(), self.peers[0].document.state_hash());
         self.seen.inserts += self.insertions.len();
         let knows = |a: &Insertion, b: &Insertion| b.id.counter < a.known[b.id.client as usize];
         let has_rival = |a: &&Insertion| {

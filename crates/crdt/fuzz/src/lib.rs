@@ -1,0 +1,3 @@
+//! What the fuzz targets run. `tests/corpus.rs` of the crate runs the same on a stable compiler.
+
+pub mod targets;
