@@ -247,7 +247,8 @@ impl Document {
     /// it got from the server. Its entry is expected like that of any local edit.
     ///
     /// # Errors
-    /// As [`apply`](Document::apply).
+    /// As [`apply`](Document::apply); [`Refusal::MissingEntries`] when it writes to maps and its author had seen
+    /// entries that are not here yet: they would come as if it had not.
     pub fn reapply(&mut self, change: ChangeRef<'_>) -> Result<Applied, Refusal> {
         self.apply_at(change, 0, None).map(|(_, applied)| applied)
     }
@@ -285,6 +286,9 @@ impl Document {
         let (replica, base, limits) = (change.replica, change.base, self.limits);
         self.check(Checked { client, replica, base, limits, admission }, &mut reader)?;
         reader.end()?;
+        if seq == 0 && base > self.seq && self.resolved.ops.iter().any(|op| matches!(op, Op::Map { .. })) {
+            return Err(Refusal::MissingEntries { known: self.seq });
+        }
         let hash = self.hash_checked(change)?;
         if client as usize == self.replicas.len() {
             self.add_replica(change.replica);

@@ -138,10 +138,11 @@ pub enum Refusal {
     /// A write expects a value in a document whose strategy does not look at that.
     #[error("only the server strategy takes a write that says what it expects")]
     ExpectUnsupported,
-    /// The run of entries starts after a hole: fetch from `known + 1`.
+    /// The run of entries starts after a hole, or a change was made on entries that are not here: fetch from
+    /// `known + 1`.
     #[error("entries after seq {known} are missing")]
     MissingEntries {
-        /// The newest seq that the caller said it has.
+        /// The newest seq that is here.
         known: u64,
     },
 }

@@ -250,3 +250,16 @@ fn texts_and_maps_live_side_by_side() {
     assert_eq!((map.len(), owner.maps().collect::<Vec<_>>()), (1, vec!["page"]));
     assert_eq!(owner.state_hash(), document.state_hash());
 }
+
+#[test]
+fn an_outbox_waits_for_the_entries_that_its_author_had_seen() {
+    let (mut log, mut ann, mut bob) = start(Strategy::Crdt);
+    log.submit(bob.set("k", "2", 1).as_ref()).unwrap();
+    ann.hear(&log);
+    let change = ann.set("k", "1", 2);
+    ann.document = Document::new();
+    assert_eq!(ann.document.reapply(change.as_ref()), Err(Refusal::MissingEntries { known: 0 }));
+    ann.hear(&log);
+    ann.document.reapply(change.as_ref()).unwrap();
+    assert_eq!(ann.shows("k"), ["1"], "it has replaced what its author saw");
+}

@@ -38,13 +38,13 @@ fn live(strategy: Strategy, seed: u64, seen: &mut Seen) {
     let mut world = World::new(strategy, count);
     let with_texts = random.chance(25);
     let mut offline = vec![0u64; count as usize];
-    for _ in 0..12 + random.below(24) {
+    for _ in 0..10 + random.below(20) {
         let n = random.at(count as usize);
         let is_offline = offline[n] > 0;
         offline[n] = offline[n].saturating_sub(1);
         match random.below(20) {
-            0..9 => {
-                for _ in 0..1 + random.below(3) {
+            0..6 => {
+                for _ in 0..1 + random.below(2) {
                     put(&mut world, random, n);
                     if with_texts && random.chance(30) {
                         let len = world.clients[n].document.text("page").map_or(0, |text| text.len());
@@ -57,13 +57,14 @@ fn live(strategy: Strategy, seed: u64, seen: &mut Seen) {
                     world.commit(n);
                 }
             }
-            9..13 if !is_offline => {
+            6..11 if !is_offline => {
                 world.push(n);
                 world.check_owner();
             }
-            13..17 if !is_offline => {
+            11..17 if !is_offline => {
                 let seq = world.clients[n].document.seq();
-                let last = seq + random.below(world.log.tip() - seq + 1);
+                let tip = world.log.tip();
+                let last = if random.chance(70) { tip } else { seq + random.below(tip - seq + 1) };
                 world.hear(n, last, random.below(3));
             }
             17 => world.restart(n),

@@ -8,4 +8,5 @@ mod examples;
 mod histories;
 mod naive;
 mod orders;
+mod table;
 mod world;
