@@ -6,9 +6,26 @@ use crate::id::{Hash, ReplicaId};
 use crate::wire::Reader;
 
 /// The number of the format of bodies; a reader refuses others.
+///
+/// ```
+/// // What a peer says when it connects.
+/// let theirs = 1;
+/// assert_eq!(theirs, manyhands_crdt::BODY_FORMAT);
+/// ```
 pub const BODY_FORMAT: u16 = 1;
 
 /// A change as it lies in somebody's bytes.
+///
+/// ```
+/// use manyhands_crdt::{ChangeRef, Document, ReplicaId};
+///
+/// // The bytes of `INTERNALS.md`: "H" is inserted into the empty text "page".
+/// let body = [0x80, 0x04, b'p', b'a', b'g', b'e', b'H'];
+/// let change = ChangeRef { replica: ReplicaId(7), counter: 0, base: 0, body: &body };
+/// let mut document = Document::new();
+/// document.apply(change).unwrap();
+/// assert_eq!(document.text("page").unwrap().to_string(), "H");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChangeRef<'a> {
     /// Whose change it is.
@@ -22,6 +39,17 @@ pub struct ChangeRef<'a> {
 }
 
 /// A change that owns its bytes: what a local edit makes.
+///
+/// ```
+/// use manyhands_crdt::{Document, ReplicaId};
+///
+/// let mut document = Document::new();
+/// let mut edit = document.edit(ReplicaId(7));
+/// edit.insert("page", 0, "Hi").unwrap();
+/// let change = edit.commit(0).unwrap();
+/// assert_eq!((change.replica, change.counter, change.next_counter), (ReplicaId(7), 0, 2));
+/// assert_eq!(change.as_ref().body, change.body);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Whose change it is.

@@ -14,6 +14,15 @@ use crate::sequence::Sequences;
 use crate::wire::Reader;
 
 /// What a document may grow to. A change that would exceed a limit is refused.
+///
+/// ```
+/// use manyhands_crdt::{Document, EditError, Limits, ReplicaId};
+///
+/// let limits = Limits { elements_max: 3, ..Limits::default() };
+/// let mut document = Document::with_limits(limits);
+/// let refused = document.edit(ReplicaId(7)).insert("page", 0, "four");
+/// assert_eq!(refused, Err(EditError::TooLarge { what: "characters of a document", limit: 3 }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one change's body.
@@ -59,6 +68,20 @@ impl Default for Limits {
 }
 
 /// What only the owner of a document checks, when it decides on a change: what is in the log has passed.
+///
+/// ```
+/// use manyhands_crdt::{Admission, Document, Hlc, Refusal, ReplicaId};
+///
+/// let mut ann = Document::new();
+/// let mut edit = ann.edit(ReplicaId(7));
+/// edit.set("", "title", "\"mine\"", Hlc::at(5_000), None).unwrap();
+/// let change = edit.commit(0).unwrap();
+///
+/// let mut owner = Document::new();
+/// let admission = Admission { stamp_max: Some(4_000) };
+/// let refused = Refusal::ClockAhead { stamp_micros: 5_000, max_micros: 4_000 };
+/// assert_eq!(owner.admit(change.as_ref(), &admission), Err(refused));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Admission {
     /// The greatest stamp that a map's write may have, in microseconds since the Unix epoch. `None` allows
@@ -67,6 +90,22 @@ pub struct Admission {
 }
 
 /// What became of a change that was applied.
+///
+/// ```
+/// use manyhands_crdt::{Document, ReplicaId};
+///
+/// let mut ann = Document::new();
+/// let mut edit = ann.edit(ReplicaId(7));
+/// edit.insert("page", 0, "Hi").unwrap();
+/// let change = edit.commit(0).unwrap();
+///
+/// let mut owner = Document::new();
+/// let applied = owner.apply(change.as_ref()).unwrap();
+/// assert_eq!(applied.next_counter, 2);
+/// // The same change once more: its hash tells that it is no other one.
+/// assert!(owner.apply(change.as_ref()).is_err());
+/// assert_eq!(owner.hash_of(change.as_ref()), Ok((2, applied.hash)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// The replica's first counter after the change.
@@ -87,6 +126,24 @@ pub(crate) struct ReplicaState {
 }
 
 /// All that merging needs: texts with their tombstones, maps, and how much of each replica is in them.
+///
+/// ```
+/// use manyhands_crdt::{Document, ReplicaId};
+///
+/// let mut document = Document::new();
+/// let mut edit = document.edit(ReplicaId(7));
+/// edit.insert("page", 0, "Hello").unwrap();
+/// let change = edit.commit(0).unwrap();
+///
+/// let mut owner = Document::new();
+/// owner.apply(change.as_ref()).unwrap();
+/// assert_eq!(owner.containers().collect::<Vec<_>>(), ["page"]);
+/// assert_eq!(owner.next_counter(ReplicaId(7)), 5);
+/// assert_eq!((owner.replica_index(ReplicaId(7)), owner.replica_count()), (Some(0), 1));
+/// assert_eq!(owner.seq(), 1);
+/// assert_eq!(owner.version(), document.version());
+/// assert!(owner.memory_bytes() < 10_000);
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Document {
     pub(crate) limits: Limits,
@@ -160,6 +217,12 @@ impl Document {
     }
 
     /// How its maps merge.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, Strategy};
+    ///
+    /// assert_eq!(Document::new().strategy(), Strategy::Crdt);
+    /// ```
     pub fn strategy(&self) -> Strategy {
         self.maps.strategy
     }
@@ -245,6 +308,21 @@ impl Document {
 
     /// Makes an own change again that is not in the log yet: the outbox of a client on top of a state that
     /// it got from the server. Its entry is expected like that of any local edit.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, ReplicaId};
+    ///
+    /// let mut ann = Document::new();
+    /// let mut edit = ann.edit(ReplicaId(7));
+    /// edit.insert("page", 0, "mine").unwrap();
+    /// let waiting = edit.commit(0).unwrap();
+    ///
+    /// // What the server had meanwhile.
+    /// let mut ann = Document::decode(&Document::new().encode()).unwrap();
+    /// ann.reapply(waiting.as_ref()).unwrap();
+    /// assert_eq!(ann.text("page").unwrap().to_string(), "mine");
+    /// assert_eq!(ann.replica_index(ReplicaId(7)), None);
+    /// ```
     ///
     /// # Errors
     /// As [`apply`](Document::apply); [`Refusal::MissingEntries`] when it writes to maps and its author had seen

@@ -15,6 +15,20 @@ use crate::pending::{Caret, PendingOp, first_write};
 /// of them.
 ///
 /// An edit that is dropped without `commit` is not lost: the replica's next edit goes on with it.
+///
+/// ```
+/// use manyhands_crdt::{Document, ReplicaId};
+///
+/// let mut document = Document::new();
+/// let mut edit = document.edit(ReplicaId(7));
+/// edit.insert("page", 0, "Hallo").unwrap();
+/// edit.delete("page", 1..2).unwrap();
+/// edit.insert("page", 1, "e").unwrap();
+/// assert_eq!(edit.document().text("page").unwrap().to_string(), "Hello");
+/// assert!(edit.insert("page", 6, "!").is_err());
+/// let change = edit.commit(0).unwrap();
+/// assert_eq!(change.next_counter, 7);
+/// ```
 #[must_use = "a local edit reaches others by `commit`"]
 pub struct Edit<'d> {
     document: &'d mut Document,
@@ -202,6 +216,16 @@ impl Edit<'_> {
 
     /// Removes a key of a map; also one that is not there, which says so to those who set it concurrently as
     /// far as the document's strategy hears of it.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, Hlc, ReplicaId};
+    ///
+    /// let mut document = Document::new();
+    /// let mut edit = document.edit(ReplicaId(7));
+    /// edit.set("", "title", "1", Hlc::at(1), None).unwrap();
+    /// edit.remove("", "title", Hlc::at(2), None).unwrap();
+    /// assert!(edit.document().map("").is_none());
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Edit::set).

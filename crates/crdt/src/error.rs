@@ -4,6 +4,14 @@ use crate::id::{OpId, ReplicaId};
 use crate::map::{JsonFlaw, JsonProblem};
 
 /// Bytes that no correct writer makes.
+///
+/// ```
+/// use manyhands_crdt::{Document, Flaw, Malformed};
+///
+/// let flawed = Document::decode(b"not a document, whatever it is").unwrap_err();
+/// assert_eq!(flawed, Malformed { offset: 0, flaw: Flaw::UnknownFormat });
+/// assert_eq!(flawed.to_string(), "malformed at byte 0: unknown format");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed at byte {offset}: {flaw}")]
 pub struct Malformed {
@@ -14,6 +22,14 @@ pub struct Malformed {
 }
 
 /// What is wrong with some bytes.
+///
+/// ```
+/// use manyhands_crdt::{Document, Flaw};
+///
+/// let mut saved = Document::new().encode();
+/// saved[5] ^= 1;
+/// assert_eq!(Document::decode(&saved).unwrap_err().flaw, Flaw::Checksum);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Flaw {
@@ -68,6 +84,18 @@ pub enum Flaw {
 }
 
 /// Why a change was not applied. The document is as it was before.
+///
+/// ```
+/// use manyhands_crdt::{ChangeRef, Document, Refusal, ReplicaId};
+///
+/// let body = [0x80, 0x04, b'p', b'a', b'g', b'e', b'H'];
+/// let later = ChangeRef { replica: ReplicaId(7), counter: 3, base: 0, body: &body };
+/// match Document::new().apply(later) {
+///     // Its author sends again from there.
+///     Err(Refusal::Gap { next_counter }) => assert_eq!(next_counter, 0),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -148,6 +176,23 @@ pub enum Refusal {
 }
 
 /// What a key has that a write expected otherwise.
+///
+/// ```
+/// use manyhands_crdt::{Document, Hlc, Limits, Refusal, ReplicaId, Strategy};
+///
+/// let mut owner = Document::with_strategy(Strategy::Server, Limits::default());
+/// let mut refusals = Vec::new();
+/// for replica in [ReplicaId(7), ReplicaId(8)] {
+///     // Both saw that there is no title.
+///     let mut author = Document::with_strategy(Strategy::Server, Limits::default());
+///     let mut edit = author.edit(replica);
+///     edit.set("", "title", "\"mine\"", Hlc::at(1), Some(0)).unwrap();
+///     let change = edit.commit(0).unwrap();
+///     refusals.push(owner.admit(change.as_ref(), &Default::default()).err());
+/// }
+/// let [None, Some(Refusal::Conflict(conflict))] = &refusals[..] else { panic!("{refusals:?}") };
+/// assert_eq!((conflict.seq, conflict.value.as_deref()), (1, Some("\"mine\"")));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("key {key:?} of map {map:?} is now at seq {seq}, not at what the write expects")]
 pub struct Conflict {
@@ -162,6 +207,14 @@ pub struct Conflict {
 }
 
 /// Why a local edit was refused. The document is as it was before the call.
+///
+/// ```
+/// use manyhands_crdt::{Document, EditError, ReplicaId};
+///
+/// let mut document = Document::new();
+/// let refused = document.edit(ReplicaId(7)).delete("page", 0..1);
+/// assert_eq!(refused, Err(EditError::OutOfBounds { at: 1, len: 0 }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EditError {

@@ -36,6 +36,14 @@ impl Heads {
 
     /// What [`iter`](Heads::iter) and [`max_base`](Heads::max_base) gave. Entries that are no heads by the
     /// others are left out.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Heads, ReplicaId};
+    ///
+    /// let mut heads = Heads::new();
+    /// heads.enter(ReplicaId(7), 1, 0, [1; 16]);
+    /// assert_eq!(Heads::from_parts(heads.max_base(), heads.iter()), heads);
+    /// ```
     pub fn from_parts(max_base: u64, heads: impl IntoIterator<Item = (Hash, ReplicaId, u64)>) -> Heads {
         let mut all = Heads { max_base, ..Heads::default() };
         for (hash, replica, seq) in heads {

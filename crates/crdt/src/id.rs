@@ -4,11 +4,27 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// An editing session's identity in the CRDT: random, 64 bit, never reused. Never 0.
+///
+/// ```
+/// use manyhands_crdt::ReplicaId;
+///
+/// // Where two insert at one spot, the smaller id goes first.
+/// assert!(ReplicaId(10) < ReplicaId(20));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicaId(pub u64);
 
 /// The identity of one op, and of the character that it inserted. A replica numbers its ops densely
 /// from 0: an insertion takes a counter for each character, a deletion takes one.
+///
+/// ```
+/// use manyhands_crdt::{Bias, Document, OpId, ReplicaId};
+///
+/// let mut document = Document::new();
+/// document.edit(ReplicaId(7)).insert("page", 0, "abc").unwrap();
+/// let anchor = document.text("page").unwrap().anchor(1, Bias::Right);
+/// assert_eq!(anchor.at, Some(OpId { replica: ReplicaId(7), counter: 1 }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId {
     /// Whose op it is.
@@ -18,11 +34,37 @@ pub struct OpId {
 }
 
 /// BLAKE3, first 128 bits.
+///
+/// ```
+/// use manyhands_crdt::{Document, Hash};
+///
+/// let hash: Hash = Document::new().state_hash();
+/// assert_eq!(hash, Document::new().state_hash());
+/// ```
 pub type Hash = [u8; 16];
 
 /// How many ops of each replica are known. As counters are dense, this says exactly what is missing.
 ///
 /// The order is partial: `a <= b` when `b` knows all that `a` knows.
+///
+/// ```
+/// use manyhands_crdt::{OpId, ReplicaId, VersionVector};
+///
+/// let (ann, bob) = (ReplicaId(7), ReplicaId(8));
+/// let mut mine = VersionVector::new();
+/// assert!(mine.is_empty());
+/// mine.advance(ann, 5);
+/// let mut theirs = VersionVector::new();
+/// theirs.advance(ann, 3);
+/// assert!(mine.contains(OpId { replica: ann, counter: 4 }));
+/// assert!(mine.covers(&theirs) && theirs < mine);
+///
+/// theirs.advance(bob, 1);
+/// assert_eq!(theirs.partial_cmp(&mine), None);
+/// mine.merge(&theirs);
+/// assert_eq!(mine.iter().collect::<Vec<_>>(), [(ann, 5), (bob, 1)]);
+/// assert_eq!((mine.len(), mine.get(bob)), (2, 1));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionVector(BTreeMap<ReplicaId, u64>);
 

@@ -22,6 +22,8 @@
 //! assert_eq!(server.state_hash(), ann.state_hash());
 //! ```
 
+#![deny(missing_docs)]
+
 mod body;
 mod change;
 mod check;

@@ -12,6 +12,24 @@ use crate::record::{EntryHead, read_entry_head};
 use crate::wire::Reader;
 
 /// A visible effect of a change, for whoever shows the document.
+///
+/// ```
+/// use manyhands_crdt::{Document, EntryWriter, Patch, ReplicaId};
+///
+/// let mut ann = Document::new();
+/// let mut edit = ann.edit(ReplicaId(7));
+/// edit.insert("page", 0, "Hi").unwrap();
+/// let change = edit.commit(0).unwrap();
+/// let mut run = EntryWriter::new();
+/// run.push(1, 0, Some(ReplicaId(7)), change.base, &change.body);
+///
+/// let mut bob = Document::new();
+/// let mut patches = Vec::new();
+/// bob.receive(1, run.count(), &run.finish(), 0, &mut patches).unwrap();
+/// assert_eq!(patches[0].container(), "page");
+/// let Patch::Text { at, deleted, inserted, .. } = &patches[0] else { panic!("a text was edited") };
+/// assert_eq!((*at, *deleted, inserted.as_str()), (0, 0, "Hi"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Patch {
     /// In a text, counted in scalars: at `at`, `deleted` characters went, then `inserted` came.
@@ -101,6 +119,18 @@ impl Document {
     }
 
     /// [`receive`](Document::receive) for those who need no patches: replay, tests.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, EntryWriter, ReplicaId};
+    ///
+    /// // Two entries of replica 7: "H", then "i" behind it.
+    /// let mut run = EntryWriter::new();
+    /// run.push(1, 0, Some(ReplicaId(7)), 0, &[0x80, 0x04, b'p', b'a', b'g', b'e', b'H']);
+    /// run.push(2, 0, None, 0, &[0xe8, b'i']);
+    /// let mut document = Document::new();
+    /// document.replay(1, run.count(), &run.finish(), 0).unwrap();
+    /// assert_eq!(document.text("page").unwrap().to_string(), "Hi");
+    /// ```
     pub fn replay(&mut self, first_seq: u64, count: u32, entries: &[u8], known: u64) -> Result<(), Refusal> {
         self.receive_with(first_seq, count, entries, known, &mut ())
     }

@@ -7,6 +7,16 @@ use crate::id::ReplicaId;
 use crate::wire::{Reader, put_varint, put_zigzag};
 
 /// Writes the `changes` of one push: consecutive changes of one replica.
+///
+/// ```
+/// use manyhands_crdt::PushWriter;
+///
+/// let mut push = PushWriter::new();
+/// assert!(push.is_empty());
+/// push.push(0, &[0xe8, b'i']);
+/// assert_eq!((push.count(), push.len()), (1, 3));
+/// assert_eq!(push.finish(), [0, 0xe8, b'i']);
+/// ```
 #[derive(Debug, Default)]
 pub struct PushWriter {
     bytes: Vec<u8>,
@@ -84,6 +94,15 @@ pub fn read_push(replica: ReplicaId, first_counter: u64, count: u32, bytes: &[u8
 }
 
 /// The changes of a push, each with the first counter after it. Ends after the first error.
+///
+/// ```
+/// use manyhands_crdt::{ReplicaId, read_push};
+///
+/// // Two changes are promised, and only one is there.
+/// let read: Vec<_> = read_push(ReplicaId(7), 1, 2, &[0, 0xe8, b'i']).collect();
+/// assert_eq!(read.len(), 2);
+/// assert!(read[0].is_ok() && read[1].is_err());
+/// ```
 pub struct PushChanges<'a> {
     replica: ReplicaId,
     counter: u64,
@@ -134,6 +153,17 @@ impl<'a> Iterator for PushChanges<'a> {
 }
 
 /// Writes the `entries` of a run of the log: changes of many replicas, in order of seq.
+///
+/// ```
+/// use manyhands_crdt::{EntryWriter, ReplicaId};
+///
+/// let mut run = EntryWriter::new();
+/// assert!(run.is_empty());
+/// // Its author was up to date, so the lag is 0.
+/// run.push(5, 2, None, 4, &[0xe8, b'i']);
+/// assert_eq!((run.count(), run.len()), (1, 4));
+/// assert_eq!(run.finish(), [2 << 1, 0, 0xe8, b'i']);
+/// ```
 #[derive(Debug, Default)]
 pub struct EntryWriter {
     bytes: Vec<u8>,
@@ -184,6 +214,14 @@ impl EntryWriter {
 }
 
 /// One entry as it lies in the bytes of a run.
+///
+/// ```
+/// use manyhands_crdt::read_entries;
+///
+/// let entry = read_entries(5, 1, &[2 << 1, 1, 0xe8, b'i']).next().unwrap().unwrap();
+/// assert_eq!((entry.seq, entry.index, entry.new, entry.base), (5, 2, None, 3));
+/// assert_eq!((entry.counters, entry.body), (1, &[0xe8, b'i'][..]));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryRef<'a> {
     /// Its place in the document's log.
@@ -202,6 +240,17 @@ pub struct EntryRef<'a> {
 
 /// Reads a run of `count` entries, the first at `first_seq`. Nothing is known of any document here: what
 /// comes out is well formed, and not more.
+///
+/// ```
+/// use manyhands_crdt::{EntryWriter, ReplicaId, read_entries};
+///
+/// let mut run = EntryWriter::new();
+/// run.push(1, 0, Some(ReplicaId(7)), 0, &[0x80, 0x04, b'p', b'a', b'g', b'e', b'H']);
+/// run.push(2, 0, None, 0, &[0xe8, b'i']);
+/// let (count, bytes) = (run.count(), run.finish());
+/// let authors: Vec<_> = read_entries(1, count, &bytes).map(|entry| entry.unwrap().new).collect();
+/// assert_eq!(authors, [Some(ReplicaId(7)), None]);
+/// ```
 pub fn read_entries(first_seq: u64, count: u32, bytes: &[u8]) -> Entries<'_> {
     Entries {
         seq: first_seq,
@@ -214,6 +263,15 @@ pub fn read_entries(first_seq: u64, count: u32, bytes: &[u8]) -> Entries<'_> {
 }
 
 /// The entries of a run. Ends after the first error.
+///
+/// ```
+/// use manyhands_crdt::read_entries;
+///
+/// // No correct writer leaves bytes over.
+/// let mut entries = read_entries(5, 0, &[2 << 1]);
+/// assert!(entries.next().unwrap().is_err());
+/// assert!(entries.next().is_none());
+/// ```
 pub struct Entries<'a> {
     seq: u64,
     left: u32,

@@ -40,6 +40,18 @@ impl Document {
     /// The whole state: all that merging needs, the replica table with log indices, how much of each
     /// replica is here, and the seq. The text of deleted characters is not kept, their ids are. Edits must be committed
     /// before: what no change has taken would be known here and nowhere else.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, ReplicaId};
+    ///
+    /// let mut document = Document::new();
+    /// let mut edit = document.edit(ReplicaId(7));
+    /// edit.insert("page", 0, "Hello").unwrap();
+    /// edit.commit(0).unwrap();
+    /// let loaded = Document::decode(&document.encode()).unwrap();
+    /// assert_eq!(loaded.text("page").unwrap().to_string(), "Hello");
+    /// assert_eq!(loaded.state_hash(), document.state_hash());
+    /// ```
     pub fn encode(&self) -> Vec<u8> {
         let raw = self.encode_raw();
         let mut out = MAGIC.to_vec();
@@ -80,6 +92,14 @@ impl Document {
     }
 
     /// As [`decode`](Document::decode), for a document with other limits than the usual ones.
+    ///
+    /// ```
+    /// use manyhands_crdt::{Document, Limits};
+    ///
+    /// let limits = Limits { elements_max: 100_000_000, ..Limits::default() };
+    /// let saved = Document::with_limits(limits).encode();
+    /// assert!(Document::decode_with_limits(&saved, limits).is_ok());
+    /// ```
     ///
     /// # Errors
     /// With the first flaw that was found; [`Flaw::Bounds`] when it is beyond twice the limits.

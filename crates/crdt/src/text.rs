@@ -7,6 +7,22 @@ use crate::document::Document;
 use crate::id::{Id, OpId};
 
 /// A text container of a document, to read. Positions count Unicode scalar values from 0.
+///
+/// ```
+/// use manyhands_crdt::{Document, ReplicaId};
+///
+/// let mut document = Document::new();
+/// document.edit(ReplicaId(7)).insert("page", 0, "one 🎉\ntwo").unwrap();
+/// let text = document.text("page").unwrap();
+/// assert_eq!((text.len(), text.len_utf16(), text.lines()), (9, 10, 2));
+/// assert_eq!((text.slice(4..5).as_str(), text.is_empty()), ("🎉", false));
+///
+/// // Lines and columns, from 0, and the offsets of JavaScript: both ways.
+/// assert_eq!(text.line_column(7), (1, 1));
+/// assert_eq!(text.at_line_column(1, 1), Some(7));
+/// assert_eq!(text.utf16_of(5), 6);
+/// assert_eq!(text.at_utf16(6), 5);
+/// ```
 #[derive(Clone, Copy)]
 pub struct Text<'d> {
     document: &'d Document,
@@ -14,6 +30,18 @@ pub struct Text<'d> {
 }
 
 /// What an anchor sticks to.
+///
+/// ```
+/// use manyhands_crdt::{Bias, Document, ReplicaId};
+///
+/// let mut document = Document::new();
+/// document.edit(ReplicaId(7)).insert("page", 0, "ad").unwrap();
+/// let left = document.text("page").unwrap().anchor(1, Bias::Left);
+/// let right = document.text("page").unwrap().anchor(1, Bias::Right);
+/// document.edit(ReplicaId(7)).insert("page", 1, "bc").unwrap();
+/// let text = document.text("page").unwrap();
+/// assert_eq!((text.resolve(&left), text.resolve(&right)), (Some(1), Some(3)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bias {
     /// Stays behind what is on its left.
@@ -23,6 +51,16 @@ pub enum Bias {
 }
 
 /// A place between two characters that moves with the text.
+///
+/// ```
+/// use manyhands_crdt::{Bias, Document, ReplicaId};
+///
+/// let mut document = Document::new();
+/// document.edit(ReplicaId(7)).insert("page", 0, "world").unwrap();
+/// let cursor = document.text("page").unwrap().anchor(5, Bias::Left);
+/// document.edit(ReplicaId(7)).insert("page", 0, "Hello ").unwrap();
+/// assert_eq!(document.text("page").unwrap().resolve(&cursor), Some(11));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Anchor {
     /// The character that it sticks to; `None` is the start of the text for [`Bias::Left`], its end for

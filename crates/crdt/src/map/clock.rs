@@ -2,6 +2,13 @@
 
 /// When a write was made, by its author's clock: microseconds since the Unix epoch, and a number that
 /// orders what falls into the same one.
+///
+/// ```
+/// use manyhands_crdt::Hlc;
+///
+/// assert!(Hlc::at(2_000) > Hlc { micros: 1_000, logical: 9 });
+/// assert!(Hlc::MAX.micros < 1 << 53);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hlc {
     /// Microseconds since the Unix epoch, below 2⁵³: every reader of JSON holds them exactly.

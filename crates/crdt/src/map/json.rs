@@ -5,9 +5,22 @@
 //! their author's order.
 
 /// A scalar has depth 1; each array or object around it adds one.
+///
+/// ```
+/// use manyhands_crdt::{JSON_DEPTH_MAX, canonical_json};
+///
+/// let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+/// assert!(canonical_json(&nested(JSON_DEPTH_MAX)).is_ok());
+/// assert!(canonical_json(&nested(JSON_DEPTH_MAX + 1)).is_err());
+/// ```
 pub const JSON_DEPTH_MAX: usize = 32;
 
 /// What is wrong with some JSON, and where.
+///
+/// ```
+/// let flawed = manyhands_crdt::canonical_json("[1,]").unwrap_err();
+/// assert_eq!(flawed.offset, 3);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no JSON value that can be stored, at byte {offset}: {what}")]
 pub struct JsonFlaw {
@@ -18,6 +31,13 @@ pub struct JsonFlaw {
 }
 
 /// What can be wrong with some JSON.
+///
+/// ```
+/// use manyhands_crdt::{JSON_DEPTH_MAX, JsonProblem, canonical_json};
+///
+/// let deep = "[".repeat(JSON_DEPTH_MAX + 1);
+/// assert_eq!(canonical_json(&deep).unwrap_err().what, JsonProblem::Depth);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonProblem {

@@ -15,11 +15,35 @@ const EXPECT: u8 = 1 << 6;
 const RESERVED: u8 = 1 << 7;
 
 /// Bytes of a map's name at most; the root map's is empty.
+///
+/// ```
+/// use manyhands_crdt::{Document, EditError, Hlc, MAP_NAME_BYTES_MAX, ReplicaId};
+///
+/// let name = "n".repeat(MAP_NAME_BYTES_MAX + 1);
+/// let refused = Document::new().edit(ReplicaId(7)).set(&name, "key", "1", Hlc::at(1), None);
+/// assert_eq!(refused, Err(EditError::MapName));
+/// ```
 pub const MAP_NAME_BYTES_MAX: usize = 255;
 /// Bytes of a key at most.
+///
+/// ```
+/// use manyhands_crdt::{Document, EditError, Hlc, KEY_BYTES_MAX, ReplicaId};
+///
+/// let key = "k".repeat(KEY_BYTES_MAX + 1);
+/// let refused = Document::new().edit(ReplicaId(7)).set("", &key, "1", Hlc::at(1), None);
+/// assert_eq!(refused, Err(EditError::Key));
+/// ```
 pub const KEY_BYTES_MAX: usize = 512;
 
 /// A write to one key of a map.
+///
+/// ```
+/// use manyhands_crdt::{Hlc, MapOp, map_change_body, read_map_ops};
+///
+/// let op = MapOp { map: "", key: "title", value: Some("\"new\""), stamp: Hlc::at(1), expect: None };
+/// let body = map_change_body(&op).unwrap();
+/// assert_eq!(read_map_ops(&body).unwrap().collect::<Vec<_>>(), [(0, op)]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapOp<'a> {
     /// The map's name, at most [`MAP_NAME_BYTES_MAX`] bytes; the root map's is empty.
@@ -159,6 +183,18 @@ pub fn map_change_body(op: &MapOp<'_>) -> Result<Vec<u8>, EditError> {
 
 /// The map ops of a body, each with how many counters of the change come before it. Nothing is known of any
 /// document here. The body is read whole before the first one comes out.
+///
+/// ```
+/// use manyhands_crdt::{Document, Hlc, ReplicaId, read_map_ops};
+///
+/// let mut document = Document::new();
+/// let mut edit = document.edit(ReplicaId(7));
+/// edit.insert("page", 0, "Hi").unwrap();
+/// edit.set("", "title", "\"new\"", Hlc::at(1), None).unwrap();
+/// let change = edit.commit(0).unwrap();
+/// let (before, op) = read_map_ops(&change.body).unwrap().next().unwrap();
+/// assert_eq!((before, op.key, op.value), (2, "title", Some("\"new\"")));
+/// ```
 ///
 /// # Errors
 /// When the bytes are no body.

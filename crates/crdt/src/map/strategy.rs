@@ -5,6 +5,15 @@ use std::str::FromStr;
 
 /// How concurrent writes to one key of a map merge. Fixed when the document is made; texts merge alike in
 /// all three.
+///
+/// ```
+/// use manyhands_crdt::Strategy;
+///
+/// for strategy in Strategy::ALL {
+///     assert_eq!(Strategy::from_code(strategy.code()), Some(strategy));
+///     assert_eq!(strategy.name().parse(), Ok(strategy));
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Strategy {
@@ -19,6 +28,13 @@ pub enum Strategy {
 }
 
 /// A name that no strategy has.
+///
+/// ```
+/// use manyhands_crdt::Strategy;
+///
+/// let unknown = "newest".parse::<Strategy>().unwrap_err();
+/// assert!(unknown.to_string().contains("newest"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no strategy is called {0:?}; there are \"crdt\", \"lww\" and \"server\"")]
 pub struct UnknownStrategy(String);

@@ -8,6 +8,24 @@ use crate::map::clock::Hlc;
 use crate::map::{Held, Map, Register};
 
 /// A map container of a document, to read.
+///
+/// ```
+/// use manyhands_crdt::{Document, Hlc, ReplicaId};
+///
+/// let mut owner = Document::new();
+/// for (replica, value) in [(7, "1"), (8, "2")] {
+///     // Neither has heard of the other.
+///     let mut author = Document::new();
+///     let mut edit = author.edit(ReplicaId(replica));
+///     edit.set("", "size", value, Hlc::at(1), None).unwrap();
+///     owner.apply(edit.commit(0).unwrap().as_ref()).unwrap();
+/// }
+/// assert_eq!(owner.maps().collect::<Vec<_>>(), [""]);
+/// let map = owner.map("").unwrap();
+/// assert_eq!((map.len(), map.is_empty()), (1, false));
+/// assert_eq!(map.iter().map(|(key, value)| (key, value.value)).collect::<Vec<_>>(), [("size", "2")]);
+/// assert_eq!(map.conflicts("size").map(|lost| lost.value).collect::<Vec<_>>(), ["1"]);
+/// ```
 #[derive(Clone, Copy)]
 pub struct MapView<'d> {
     document: &'d Document,
@@ -15,6 +33,15 @@ pub struct MapView<'d> {
 }
 
 /// A value that a key has.
+///
+/// ```
+/// use manyhands_crdt::{Document, Hlc, ReplicaId};
+///
+/// let mut document = Document::new();
+/// document.edit(ReplicaId(7)).set("", "size", "3", Hlc::at(1), None).unwrap();
+/// let size = document.map("").unwrap().get("size").unwrap();
+/// assert_eq!((size.value, size.stamp, size.op.replica, size.seq), ("3", Hlc::at(1), ReplicaId(7), 0));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapValue<'d> {
     /// The value as JSON in the canonical spelling.
