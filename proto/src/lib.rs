@@ -1,7 +1,7 @@
 //! The words of Manyhands: the protobuf messages, the ids, and the one table of errors.
 //!
 //! This crate holds no behaviour and depends on nothing of ours. What a frame means is in
-//! `PROTOCOL.md` next to the schema; what a document is, in `manyhands-crdt`.
+//! `PROTOCOL.md` and, in the JSON dialect, in `JSON.md` next to the schema; what a document is, in `manyhands-crdt`.
 
 mod code;
 mod id;

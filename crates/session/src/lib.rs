@@ -6,7 +6,8 @@
 //! writes what is to be done, in order; `deadline()` says when to call with `Tick` if nothing else comes.
 //! No clock, no task, no random source: time and seeds come in as data, so a seed replays a run.
 //!
-//! What the frames mean is in `proto/PROTOCOL.md`. Changes, entries and states pass through as bytes.
+//! What the frames mean is in `proto/PROTOCOL.md`. Changes, entries and states pass through as bytes. The JSON
+//! dialect, whose frames are in `proto/JSON.md`, is the same machine with another codec, and a [`json::Mirror`].
 
 mod backoff;
 pub mod client;

@@ -281,7 +281,15 @@ impl DocumentService for Documents {
         self.state().submits.push(request.clone());
         self.asked.notify_waiters();
         self.begin()?;
-        if self.state().document(&request.document).merged.is_some() {
+        let (merging, incarnation) = {
+            let mut state = self.state();
+            let document = state.document(&request.document);
+            (document.merged.is_some(), document.incarnation)
+        };
+        if merging {
+            if request.incarnation != incarnation {
+                return Err(status(Code::HistoryReset, "another history", None));
+            }
             return Ok(Response::new(self.merge(&request)));
         }
         let next_counter = request.first_counter + u64::from(request.count);

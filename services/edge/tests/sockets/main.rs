@@ -9,6 +9,7 @@ mod face;
 mod fanout;
 mod handshake;
 mod json;
+mod json_bad;
 mod presence;
 mod redaction;
 mod running;

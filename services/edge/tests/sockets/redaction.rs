@@ -55,6 +55,7 @@ async fn no_token_is_ever_logged() {
             ("", "manyhands.v1", Some(bearer.as_str())),
             ("", protocols.as_str(), None),
             (token.as_str(), "manyhands.v1", None),
+            (token.as_str(), "manyhands.json.v1", None),
         ] {
             let target = format!("/v1/sync/{workspace}?token={query}");
             let mut headers = UPGRADE.to_vec();
