@@ -1,7 +1,8 @@
 //! Maps by example: what each strategy gives, on the owner's document and on those of clients.
 use crate::common::Log;
 use manyhands_crdt::{
-    Admission, Change, Conflict, Document, EditError, Hlc, Limits, Patch, Refusal, ReplicaId, Strategy,
+    Admission, Change, ChangeRef, Conflict, Document, EditError, Hlc, Limits, MapOp, Patch, Refusal,
+    ReplicaId, Strategy, map_change_body,
 };
 
 const ANN: ReplicaId = ReplicaId(900);
@@ -262,4 +263,82 @@ fn an_outbox_waits_for_the_entries_that_its_author_had_seen() {
     ann.hear(&log);
     ann.document.reapply(change.as_ref()).unwrap();
     assert_eq!(ann.shows("k"), ["1"], "it has replaced what its author saw");
+}
+
+// enforces: I-10
+#[test]
+fn keys_and_bytes_are_limited() {
+    let limits = Limits { keys_max: 3, map_bytes_max: 40, containers_max: 2, ..Limits::default() };
+    for strategy in Strategy::ALL {
+        let mut owner = Document::with_strategy(strategy, limits);
+        let mut counter = 0;
+        let mut write = |map, key, value: Option<&str>, micros, base| {
+            let stamp = Hlc::at(micros);
+            let body = map_change_body(&MapOp { map, key, value, stamp, expect: None }).unwrap();
+            let applied = owner.apply(ChangeRef { replica: ANN, counter, base, body: &body });
+            counter += u64::from(applied.is_ok());
+            applied.map(|_| ())
+        };
+        let too_large = |what, limit| Err(Refusal::TooLarge { what, limit });
+        for (key, at) in [("a", 1), ("b", 2), ("c", 3)] {
+            assert_eq!(write("", key, Some("1"), at, 0), Ok(()));
+        }
+        assert_eq!(write("", "d", Some("1"), 4, 3), too_large("keys of a document", 3));
+        assert_eq!(write("", "a", Some("2"), 5, 3), Ok(()), "instead of the one before");
+        assert_eq!(write("", "b", None, 6, 4), Ok(()));
+        let after_removal = write("", "d", Some("1"), 7, 5);
+        if strategy == Strategy::Lww {
+            assert_eq!(after_removal, too_large("keys of a document", 3), "a removal is remembered");
+        } else {
+            assert_eq!(after_removal, Ok(()));
+        }
+        let long = format!("\"{}\"", "x".repeat(40));
+        assert_eq!(write("", "c", Some(&long), 8, 5), too_large("bytes of a document's maps", 40));
+        assert_eq!(write("", "c", None, 9, 5), Ok(()));
+        if strategy != Strategy::Lww {
+            assert_eq!(write("m", "c", Some("1"), 10, 5), Ok(()));
+            assert_eq!(write("n", "c", Some("1"), 11, 5), too_large("containers", 2));
+        }
+        // Edits are told the same.
+        let mut edit = owner.edit(BOB);
+        let too_large = |what, limit| Err(EditError::TooLarge { what, limit });
+        assert_eq!(edit.set("", "a", &long, Hlc::at(12), None), too_large("bytes of a document's maps", 40));
+        let full = too_large("keys of a document", 3);
+        let more = ["e", "f", "g"].map(|key| edit.set("", key, "1", Hlc::at(13), None));
+        assert!(more.contains(&full), "{more:?}");
+    }
+}
+
+#[test]
+fn concurrent_values_count_as_keys() {
+    let limits = Limits { keys_max: 2, ..Limits::default() };
+    let mut owner = Document::with_limits(limits);
+    let op = MapOp { map: "", key: "k", value: Some("1"), stamp: Hlc::at(1), expect: None };
+    let body = map_change_body(&op).unwrap();
+    let mut write =
+        |replica, base| owner.apply(ChangeRef { replica: ReplicaId(replica), counter: 0, base, body: &body });
+    assert!(write(1, 0).is_ok() && write(2, 0).is_ok());
+    assert!(matches!(write(3, 0), Err(Refusal::TooLarge { limit: 2, .. })));
+    assert!(write(3, 2).is_ok(), "it replaces both");
+}
+
+// enforces: I-10
+#[test]
+fn memory_is_reported() {
+    let mut document = Document::new();
+    let empty = document.memory_bytes();
+    let value = format!("\"{}\"", "v".repeat(998));
+    for n in 0..1_000 {
+        let mut edit = document.edit(ANN);
+        edit.set("", &format!("key {n}"), &value, Hlc::at(n), None).unwrap();
+        edit.commit(0).unwrap();
+    }
+    let full = document.memory_bytes() - empty;
+    assert!((1_000_000..1_400_000).contains(&full), "{full}");
+    for n in 0..1_000 {
+        let mut edit = document.edit(ANN);
+        edit.remove("", &format!("key {n}"), Hlc::at(n), None).unwrap();
+        edit.commit(0).unwrap();
+    }
+    assert!(document.memory_bytes() < empty + 10_000);
 }

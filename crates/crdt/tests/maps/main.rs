@@ -4,9 +4,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod decoders;
 mod examples;
 mod histories;
 mod naive;
 mod orders;
 mod table;
+mod values;
+mod vectors;
 mod world;

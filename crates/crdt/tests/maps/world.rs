@@ -35,6 +35,8 @@ pub(crate) struct World {
     /// The writes of all entries, in order.
     pub(crate) writes: Vec<Write>,
     pub(crate) clients: Vec<Client>,
+    /// The changes of all entries, in order.
+    pub(crate) changes: Vec<Change>,
     /// Whether there is text beside the maps; then the oracle does not know the state hash.
     texts: bool,
     pub(crate) conflicts: u64,
@@ -59,6 +61,7 @@ impl World {
             log: Log { document: document(), ..Log::default() },
             writes: Vec::new(),
             clients: Vec::new(),
+            changes: Vec::new(),
             texts: false,
             conflicts: 0,
             replicas: 0,
@@ -173,6 +176,7 @@ impl World {
                 assert!(finds);
                 assert_eq!(applied.next_counter, sent.change.next_counter);
                 self.writes = all;
+                self.changes.push(sent.change);
                 self.clients[n].outbox[next].seq = Some(seq);
             }
             Err(Refusal::Conflict(_)) => {
