@@ -42,6 +42,7 @@ mod client;
 mod document;
 mod driver;
 mod edit;
+pub mod json;
 mod map;
 mod options;
 mod presence;
@@ -53,7 +54,9 @@ mod workspace;
 pub use client::{Client, Connection, Moved, Stop, Unsaved};
 pub use document::{EditError, Refused};
 pub use edit::{Edit, LocalEdit};
-pub use manyhands_crdt::{Anchor, Bias, Document, Hlc, Patch, ReplicaId, Strategy};
+pub use manyhands_crdt::{
+    Anchor, Bias, Document, EditError as DocumentError, Hlc, JsonFlaw, Patch, ReplicaId, Strategy,
+};
 pub use manyhands_proto::Code;
 pub use map::{Item, Map, MapObserver, MapUpdate};
 pub use options::{ClientOptions, Token, TokenError};
@@ -62,3 +65,11 @@ pub use socket::ConnectError;
 pub use storage::{Storage, StorageError};
 pub use text::Text;
 pub use workspace::{Observer, SaveError, Status, Update, Workspace};
+
+/// Whether a text is JSON that a map can hold.
+///
+/// # Errors
+/// When it is no JSON, nested deeper than 32 levels, or has a key twice or half a character.
+pub fn check_json(text: &str) -> Result<(), JsonFlaw> {
+    manyhands_crdt::canonical_json(text).map(|_| ())
+}

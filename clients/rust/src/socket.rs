@@ -102,27 +102,8 @@ impl Socket {
         token: &str,
         options: &ClientOptions,
     ) -> Result<Socket, ConnectError> {
-        let unreachable = |reason: String| ConnectError::Unreachable { url: url.to_string(), reason };
-        let mut request =
-            address(url).as_str().into_client_request().map_err(|error| unreachable(error.to_string()))?;
-        let bearer = HeaderValue::try_from(format!("Bearer {token}"))
-            .map_err(|_| TokenError("the token has characters that a header cannot carry".to_owned()))?;
-        request.headers_mut().insert(AUTHORIZATION, bearer);
-        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-        let config = WebSocketConfig::default()
-            .read_buffer_size(options.read_buffer_bytes)
-            .write_buffer_size(0)
-            .max_write_buffer_size(options.message_bytes_max + (1 << 20))
-            .max_message_size(Some(options.message_bytes_max))
-            .max_frame_size(Some(options.message_bytes_max));
-        let tls = (url.scheme() == "wss").then(|| Connector::Rustls(tls()));
-        let handshake = tokio_tungstenite::connect_async_tls_with_config(request, Some(config), true, tls);
-        match tokio::time::timeout(options.connect_timeout, handshake).await {
-            Ok(Ok((stream, _))) => Ok(Socket { stream: Box::pin(stream), outgoing: VecDeque::new() }),
-            Ok(Err(WsError::Http(response))) => Err(refusal(url, &response)),
-            Ok(Err(error)) => Err(unreachable(error.to_string())),
-            Err(_) => Err(unreachable(format!("no answer within {:?}", options.connect_timeout))),
-        }
+        let stream = handshake(&address(url), token, Some(SUBPROTOCOL), options).await?;
+        Ok(Socket { stream: Box::pin(stream), outgoing: VecDeque::new() })
     }
 
     pub(crate) fn send(&mut self, frame: Bytes) {
@@ -167,6 +148,37 @@ impl Socket {
             let _ = self.stream.close(Some(frame)).await;
         };
         let _ = tokio::time::timeout(within, goodbye).await;
+    }
+}
+
+/// A WebSocket to this very address.
+pub(crate) async fn handshake(
+    url: &Url,
+    token: &str,
+    protocol: Option<&'static str>,
+    options: &ClientOptions,
+) -> Result<WebSocketStream<MaybeTlsStream<TcpStream>>, ConnectError> {
+    let unreachable = |reason: String| ConnectError::Unreachable { url: url.to_string(), reason };
+    let mut request = url.as_str().into_client_request().map_err(|error| unreachable(error.to_string()))?;
+    let bearer = HeaderValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| TokenError("the token has characters that a header cannot carry".to_owned()))?;
+    request.headers_mut().insert(AUTHORIZATION, bearer);
+    if let Some(protocol) = protocol {
+        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
+    let config = WebSocketConfig::default()
+        .read_buffer_size(options.read_buffer_bytes)
+        .write_buffer_size(0)
+        .max_write_buffer_size(options.message_bytes_max + (1 << 20))
+        .max_message_size(Some(options.message_bytes_max))
+        .max_frame_size(Some(options.message_bytes_max));
+    let tls = (url.scheme() == "wss").then(|| Connector::Rustls(tls()));
+    let handshake = tokio_tungstenite::connect_async_tls_with_config(request, Some(config), true, tls);
+    match tokio::time::timeout(options.connect_timeout, handshake).await {
+        Ok(Ok((stream, _))) => Ok(stream),
+        Ok(Err(WsError::Http(response))) => Err(refusal(url, &response)),
+        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Err(_) => Err(unreachable(format!("no answer within {:?}", options.connect_timeout))),
     }
 }
 

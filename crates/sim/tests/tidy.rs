@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "manyhands",
         &[
             "manyhands-bus",
+            "manyhands-client",
             "manyhands-document",
             "manyhands-edge",
             "manyhands-history",

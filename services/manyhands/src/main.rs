@@ -4,6 +4,7 @@ mod dev;
 mod serve;
 mod settings;
 mod token;
+mod ws;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,9 @@ enum Command {
     Document(serve::DocumentFlags),
     /// Make the event log, or bring its schema forward
     Migrate,
+    /// Read and write the maps of a workspace
+    #[command(subcommand)]
+    Ws(ws::WsCommand),
     /// Work with tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Edge(flags) => run(serve::edge(from, flags)),
         Command::Document(flags) => run(serve::document(from, flags)),
         Command::Migrate => run(serve::migrate(from)),
+        Command::Ws(command) => run(command.run()),
         Command::Token(command) => command.run(),
         Command::Config(ConfigCommand::Check) => check(&from),
     };
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // One line for what failed and why; a `fix:` line follows where one is known.
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            error.downcast_ref::<ws::Failure>().map_or(ExitCode::FAILURE, |failure| failure.exit.into())
         }
     }
 }

@@ -11,6 +11,8 @@ use manyhands_process::telemetry;
 use manyhands_process::value::ServiceUrl;
 use serde::{Deserialize, Serialize};
 
+use crate::ws;
+
 /// The configuration of every command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -79,7 +81,11 @@ const CONFIG_VARIABLE: &str = "MANYHANDS_CONFIG";
 impl From {
     /// File and environment, for a command to add its flags to.
     pub(crate) fn sources(&self) -> Sources {
-        let sources = Sources::new().environment(std::env::vars()).except(&[CONFIG_VARIABLE]);
+        let sources = Sources::new().environment(std::env::vars()).except(&[
+            CONFIG_VARIABLE,
+            ws::URL_VARIABLE,
+            ws::TOKEN_VARIABLE,
+        ]);
         match &self.config {
             Some(path) => sources.file(path),
             None => sources,

@@ -16,6 +16,9 @@ pub(crate) const DEV_SECRET: &str = "manyhands-dev-secret-known-to-everyone-loop
 /// Shortest secret for HS256, in bytes: as long as its output.
 const SECRET_BYTES_MIN: usize = 32;
 
+/// How long a command's own token is good for; `watch` may run for long.
+const COMMAND_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
 const SCOPES: [&str; 3] = ["read", "write", "admin"];
 
 /// Work with tokens.
@@ -79,17 +82,27 @@ impl Create {
             Some(path) => read_secret(path)?,
             None => DEV_SECRET.to_owned(),
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let claims = Claims {
-            sub: self.subject,
-            workspaces: self.workspace,
-            scope: self.scope.join(" "),
-            iat: now,
-            exp: now.saturating_add(self.ttl.as_secs()),
-        };
-        let key = EncodingKey::from_secret(secret.as_bytes());
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).context("cannot sign the token")
+        sign(self.subject, self.workspace, self.scope.join(" "), self.ttl, &secret)
     }
+}
+
+/// A token for one run of a command: everything, for as long as the command may take.
+pub(crate) fn for_command(secret: &str) -> anyhow::Result<String> {
+    sign("manyhands-cli".to_owned(), vec!["*".to_owned()], "read write".to_owned(), COMMAND_TTL, secret)
+}
+
+fn sign(
+    subject: String,
+    workspaces: Vec<String>,
+    scope: String,
+    ttl: Duration,
+    secret: &str,
+) -> anyhow::Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let exp = now.saturating_add(ttl.as_secs());
+    let claims = Claims { sub: subject, workspaces, scope, iat: now, exp };
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).context("cannot sign the token")
 }
 
 /// The secret in a file, without the line end that editors add.
