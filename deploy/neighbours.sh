@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs Postgres, NATS and Redis from Debian's packages where they are missing: the tests and the local
-# cluster start them by themselves, on free ports and in directories of their own. Nothing is started here,
+# cluster start them by themselves, on free ports and in directories of their own. Python is for the tests'
+# client that is not ours. Nothing is started here,
 # and no service is left running or enabled.
 set -euo pipefail
 
@@ -10,6 +11,7 @@ missing=()
 have_postgres || missing+=(postgresql)
 command -v nats-server >/dev/null || missing+=(nats-server)
 command -v redis-server >/dev/null || missing+=(redis-server)
+command -v python3 >/dev/null || missing+=(python3)
 [ "${#missing[@]}" -gt 0 ] || exit 0
 
 if [ "$(id -u)" -eq 0 ]; then

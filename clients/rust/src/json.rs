@@ -159,7 +159,9 @@ pub async fn connect(
         address.query_pairs_mut().append_pair("strategy", strategy.name());
     }
     let protocol = (!options.bare).then_some(JSON_SUBPROTOCOL);
-    let stream = handshake(&address, token, protocol, &ClientOptions::new(address.clone(), token)).await?;
+    let options = ClientOptions::new(address.clone(), token);
+    // It is large, and over soon.
+    let stream = Box::pin(handshake(&address, token, protocol, &options)).await?;
     let (sink, stream) = stream.split();
     let mut receiver = Receiver { stream };
     match receiver.next().await {

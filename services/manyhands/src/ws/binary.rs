@@ -45,11 +45,12 @@ pub(super) async fn write(to: &To, workspace: &str, write: Write) -> anyhow::Res
     if let Err(error) = edited {
         return Err(refused_here(&error, &map, &write.key).into());
     }
-    if write.profile.is_some() {
+    if let Some(profile) = &write.profile {
         workspace
             .kept()
             .await
             .map_err(|error| Failure::unavailable(&error.to_string(), "Make room on its disk."))?;
+        eprintln!("kept in {}; waiting for the server", profile.display());
     }
     let saved = workspace.saved().await;
     leave(client).await;

@@ -49,7 +49,7 @@ class Client:
         self.state, self.heads, self.message = None, None, b""
         self.sent = self.heard = 0
         self.heard_at = time.monotonic()
-        self.storm = None
+        self.storm, self.refused = None, False
 
     def connect(self, address, path, headers=None, **_):
         """The handshake of RFC 6455, by hand."""
@@ -78,11 +78,12 @@ class Client:
                 if not more:
                     break
                 self.received += more
-            # The server closes a refused connection; one that stays open would be waited for here.
-            closed = answer.get("connection", "").lower() == "close" or self.socket.recv(1) == b""
             body = self.received.decode()
-            self.socket.close()
-            return say(self.name, "refused", status=status, headers=answer, body=body, closed=closed)
+            say(self.name, "refused", status=status, headers=answer, body=body)
+            self.socket.settimeout(None)
+            self.refused = True
+            selector.register(self.socket, selectors.EVENT_READ, self)
+            return
         accept = base64.b64encode(hashlib.sha1((key + MAGIC).encode()).digest()).decode()
         if answer.get("sec-websocket-accept") != accept:
             return say(self.name, "wrong", what="Sec-WebSocket-Accept")
@@ -133,7 +134,8 @@ class Client:
         if not data:
             return self.gone(None, "the connection ended")
         self.received += data
-        self.frames()
+        if not self.refused:
+            self.frames()
 
     def frames(self):
         while self.socket is not None and len(self.received) >= 2:

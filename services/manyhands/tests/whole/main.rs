@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bare;
 mod cluster;
 mod commands;
 mod dev;
+mod seed;
 mod trace;
 mod world;
+mod ws;
