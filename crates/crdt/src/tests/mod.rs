@@ -14,6 +14,8 @@ mod corpus;
 mod random;
 #[cfg(test)]
 mod shrink;
+#[cfg(test)]
+mod vectors;
 
 /// Runs the history that some bytes say.
 ///

@@ -45,21 +45,21 @@ impl Seen {
 }
 
 /// A change with what its author had.
-struct Event {
+pub(super) struct Event {
     author: Client,
     /// How many changes of each peer the author had.
-    had: Vec<usize>,
+    pub(super) had: Vec<usize>,
     /// How many counters of each peer are known once it is applied, as far as its author is concerned.
     counters: u32,
-    change: Change,
-    hash: Hash,
+    pub(super) change: Change,
+    pub(super) hash: Hash,
 }
 
-struct Peer {
+pub(super) struct Peer {
     document: Document,
     /// How many changes of each peer it has.
     has: Vec<usize>,
-    known: Known,
+    pub(super) known: Known,
 }
 
 struct Insertion {
@@ -69,13 +69,13 @@ struct Insertion {
     known: Known,
 }
 
-struct World {
+pub(super) struct World {
     /// What everybody has from the start.
-    roll: Vec<Change>,
-    peers: Vec<Peer>,
+    pub(super) roll: Vec<Change>,
+    pub(super) peers: Vec<Peer>,
     /// Changes by author.
-    events: Vec<Vec<Event>>,
-    oracle: Oracle,
+    pub(super) events: Vec<Vec<Event>>,
+    pub(super) oracle: Oracle,
     insertions: Vec<Insertion>,
     /// State hashes by what is known.
     hashes: BTreeMap<Known, Hash>,
@@ -88,21 +88,27 @@ struct World {
 /// # Panics
 /// When anything is not as it should be.
 pub(super) fn run(history: &History, options: Options) -> Seen {
-    let mut world = World::new(history.peers, options);
-    for step in &history.steps {
-        match step {
-            Step::Edit { peer, actions } => world.edit(peer % history.peers, actions),
-            Step::Forge { peer, container, left, right, letters } => {
-                world.forge(peer % history.peers, *container, (*left, *right), letters);
-            }
-            Step::Hear { peer, count, pick } => world.hear(peer % history.peers, *count, *pick),
-        }
-    }
+    let mut world = World::after(history, options);
     world.finish();
     world.seen
 }
 
 impl World {
+    /// As it is after the steps of a history.
+    pub(super) fn after(history: &History, options: Options) -> World {
+        let mut world = World::new(history.peers, options);
+        for step in &history.steps {
+            match step {
+                Step::Edit { peer, actions } => world.edit(peer % history.peers, actions),
+                Step::Forge { peer, container, left, right, letters } => {
+                    world.forge(peer % history.peers, *container, (*left, *right), letters);
+                }
+                Step::Hear { peer, count, pick } => world.hear(peer % history.peers, *count, *pick),
+            }
+        }
+        world
+    }
+
     /// All sign the roll first, one after another, which gives all of them their log index.
     fn new(peers: usize, options: Options) -> World {
         let replicas = REPLICAS[..peers].to_vec();
@@ -338,7 +344,7 @@ impl World {
     }
 
     /// Everybody hears everything, and so does one who was not there, and one who reads the log.
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         let peers = self.peers.len();
         let late = World::new(peers, self.options).peers.remove(0);
         self.peers.push(late);
