@@ -28,6 +28,7 @@ pub struct Sources {
     file: Option<PathBuf>,
     environment: BTreeMap<String, String>,
     not_settings: Vec<String>,
+    aliases: BTreeMap<String, String>,
     flags: Vec<Layer>,
 }
 
@@ -52,11 +53,20 @@ impl Sources {
         self
     }
 
-    /// Variables that start with [`ENV_PREFIX`]; the rest is ignored, and so is what Kubernetes injects for a
+    /// A variable of another program's name that sets a key too: `alias("OTHER_LISTEN", "edge.listen")`. Our own
+    /// variable for the key wins over it. To be called before [`environment`](Sources::environment).
+    #[must_use]
+    pub fn alias(mut self, variable: &str, key: &str) -> Sources {
+        self.aliases.insert(variable.to_owned(), key.to_owned());
+        self
+    }
+
+    /// Variables that start with [`ENV_PREFIX`], and [aliases](Sources::alias); the rest is ignored, and so is what Kubernetes injects for a
     /// service of that name (`MANYHANDS_PORT_8080_TCP_ADDR` and the like). Usually `std::env::vars()`.
     #[must_use]
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Sources {
-        self.environment.extend(variables.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)));
+        let ours = |name: &str| name.starts_with(ENV_PREFIX) || self.aliases.contains_key(name);
+        self.environment.extend(variables.into_iter().filter(|(name, _)| ours(name)));
         self
     }
 
@@ -81,10 +91,15 @@ impl Sources {
     /// # Errors
     ///
     /// The first thing that is wrong, with its key, its layer, and what to do.
-    pub fn load<C: Serialize + DeserializeOwned>(self) -> Result<Loaded<C>, ConfigError> {
+    pub fn load<C: Serialize + DeserializeOwned>(mut self) -> Result<Loaded<C>, ConfigError> {
         let mut layers = self.presets;
         if let Some(path) = &self.file {
             layers.push(read_file(path)?);
+        }
+        for (name, key) in &self.aliases {
+            if let Some(text) = self.environment.remove(name) {
+                layers.push(variable_for(name, &key.split('.').collect::<Vec<_>>(), &text));
+            }
         }
         for (name, text) in &self.environment {
             if !self.not_settings.contains(name) && !is_service_link(name, text) {
@@ -250,8 +265,12 @@ fn variable(name: &str, text: &str) -> Result<Layer, ConfigError> {
             format!("write {ENV_PREFIX}SECTION__KEY"),
         ));
     }
-    let values = nested(&path, guess(text));
-    Ok(Layer { origin: Origin::Environment(name.to_owned()), values, text: Some(text.to_owned()) })
+    Ok(variable_for(name, &path, text))
+}
+
+fn variable_for(name: &str, path: &[&str], text: &str) -> Layer {
+    let values = nested(path, guess(text));
+    Layer { origin: Origin::Environment(name.to_owned()), values, text: Some(text.to_owned()) }
 }
 
 /// A variable's value as TOML would read it, or as a string. [`repair`] turns it back when the field wants one.

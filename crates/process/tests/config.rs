@@ -284,6 +284,23 @@ fn the_effective_configuration_names_layers_and_hides_secrets() {
 }
 
 #[test]
+fn a_variable_of_another_name_sets_a_key_and_yields_to_ours() {
+    let load = |variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|&(name, text)| (name.to_owned(), text.to_owned()));
+        Sources::new().alias("OTHER_LISTEN", "edge.listen").environment(variables).load::<Config>()
+    };
+    let other = ("OTHER_LISTEN", "1.2.3.4:5");
+    let loaded = load(&[other, ("OTHER_PORT", "9")]).unwrap();
+    assert_eq!(loaded.config.edge.listen, "1.2.3.4:5");
+    assert_eq!(loaded.origin("edge.listen"), Origin::Environment("OTHER_LISTEN".to_owned()));
+    let loaded = load(&[("MANYHANDS_EDGE__LISTEN", "5.6.7.8:9"), other]).unwrap();
+    assert_eq!(loaded.config.edge.listen, "5.6.7.8:9");
+    let wrong = Sources::new().alias("OTHER_PORT", "edge.port");
+    let wrong = wrong.environment([("OTHER_PORT".to_owned(), "many".to_owned())]).load::<Config>();
+    assert!(wrong.unwrap_err().to_string().contains("OTHER_PORT"));
+}
+
+#[test]
 fn no_error_prints_a_secret() {
     for file in [
         "[auth]\nhs256_secret = ['hunter2']",

@@ -77,15 +77,16 @@ pub(crate) struct From {
 }
 
 const CONFIG_VARIABLE: &str = "MANYHANDS_CONFIG";
+/// What EtherPly calls the default strategy, `automerge` for `crdt` included.
+const STRATEGY_ALIAS: &str = "ETHERPLY_SYNC_STRATEGY";
 
 impl From {
     /// File and environment, for a command to add its flags to.
     pub(crate) fn sources(&self) -> Sources {
-        let sources = Sources::new().environment(std::env::vars()).except(&[
-            CONFIG_VARIABLE,
-            ws::URL_VARIABLE,
-            ws::TOKEN_VARIABLE,
-        ]);
+        let sources = Sources::new()
+            .alias(STRATEGY_ALIAS, "document.strategy")
+            .environment(std::env::vars())
+            .except(&[CONFIG_VARIABLE, ws::URL_VARIABLE, ws::TOKEN_VARIABLE]);
         match &self.config {
             Some(path) => sources.file(path),
             None => sources,
