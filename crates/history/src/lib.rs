@@ -15,4 +15,4 @@ pub use log::{
     AppendError, Appended, BATCH_ENTRIES_MAX, Batch, Call, Cursor, DocumentRecord, Entry, EventLog, Fault,
     Lease, LogError, Member, MemoryLog, Options, Ownership, ReadLimit, SharedLog, Strategy, migrate, open,
 };
-pub use replay::{Author, RECENT_CHANGES, Replay, chain_after, replay};
+pub use replay::{Author, RECENT_CHANGES, Replay, Standing, chain_after, change_of, replay};

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use manyhands_crdt::{BODY_FORMAT, ChangeRef, Document, Hash, ReplicaId};
-use manyhands_proto::{CHAIN_BYTES, Chain, Incarnation, PartitionId, Seq};
+use manyhands_crdt::{BODY_FORMAT, ChangeRef, Document, Hash, Limits, ReplicaId, Strategy};
+use manyhands_proto::{CHAIN_BYTES, Chain, PartitionId, Seq};
 
-use crate::{Entry, EventLog, LogError, ReadLimit};
+use crate::{DocumentRecord, Entry, EventLog, LogError, ReadLimit};
 
-/// How many of a replica's newest changes a [`Replay`] remembers by hash, to know a resend again without
-/// asking the log.
+/// How many of a replica's newest changes are remembered by hash, to know a resend again without asking the
+/// log.
 pub const RECENT_CHANGES: usize = 64;
 
 /// What is read at a time.
@@ -22,6 +22,51 @@ pub fn chain_after(before: &Chain, hash: &Hash) -> Chain {
     let mut chain = [0; CHAIN_BYTES];
     hasher.finalize_xof().fill(&mut chain);
     chain
+}
+
+/// Where an incarnation's log stands after an entry: what the next one is checked against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The newest entry; 0 before the first.
+    pub seq: Seq,
+    /// The chain hash there.
+    pub chain: Chain,
+    /// When it was admitted, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+}
+
+impl Standing {
+    /// Where the log stands after `entry`, if that is the next: all that can be told without merging it.
+    /// `bound` is whether its replica has an entry before it, which bound it to a subject.
+    ///
+    /// # Errors
+    /// What is wrong with the entry, to be read behind its number.
+    pub fn after(&self, entry: &Entry, bound: bool) -> Result<Standing, String> {
+        if entry.seq != self.seq.next() {
+            return Err(format!("stands where {} belongs", self.seq.next()));
+        }
+        if entry.format != BODY_FORMAT {
+            return Err(format!("has the unknown format {}", entry.format));
+        }
+        if entry.time_ms < self.time_ms {
+            return Err("is older than the entry before it".to_owned());
+        }
+        if entry.subject.is_some() == bound {
+            let how = if bound { "a second time" } else { "to nobody" };
+            return Err(format!("binds its replica {how}"));
+        }
+        let chain = chain_after(&self.chain, &entry.hash);
+        if chain != entry.chain {
+            return Err("breaks the chain".to_owned());
+        }
+        Ok(Standing { seq: entry.seq, chain, time_ms: entry.time_ms })
+    }
+}
+
+/// The change that an entry holds.
+#[must_use]
+pub fn change_of(entry: &Entry) -> ChangeRef<'_> {
+    ChangeRef { replica: entry.replica, counter: entry.counter, base: entry.base.0, body: &entry.body }
 }
 
 /// A document's state after a run of entries, each of which was verified.
@@ -51,32 +96,24 @@ pub struct Author {
 }
 
 impl Replay {
+    /// The state of a document without entries.
+    #[must_use]
+    pub fn new(strategy: Strategy) -> Replay {
+        Replay { document: Document::with_strategy(strategy, Limits::default()), ..Replay::default() }
+    }
+
     /// Takes the next entry in. What does not follow from the entries before is [`LogError::Corrupt`];
     /// the state is of no use then.
     pub fn fold(&mut self, entry: &Entry) -> Result<(), LogError> {
         let corrupt = |why: String| {
             Err(LogError::Corrupt(format!("seq {} of incarnation {} {why}", entry.seq, entry.incarnation)))
         };
-        if entry.seq != self.seq.next() {
-            return corrupt(format!("stands where {} belongs", self.seq.next()));
-        }
-        if entry.format != BODY_FORMAT {
-            return corrupt(format!("has the unknown format {}", entry.format));
-        }
-        if entry.time_ms < self.time_ms {
-            return corrupt("is older than the entry before it".into());
-        }
-        let chain = chain_after(&self.chain, &entry.hash);
-        if chain != entry.chain {
-            return corrupt("breaks the chain".into());
-        }
-        let change = ChangeRef {
-            replica: entry.replica,
-            counter: entry.counter,
-            base: entry.base.0,
-            body: &entry.body,
+        let stands = Standing { seq: self.seq, chain: self.chain, time_ms: self.time_ms };
+        let stands = match stands.after(entry, self.replicas.contains_key(&entry.replica)) {
+            Ok(stands) => stands,
+            Err(why) => return corrupt(why),
         };
-        let applied = match self.document.apply(change) {
+        let applied = match self.document.apply(change_of(entry)) {
             Ok(applied) if applied.hash != entry.hash => {
                 return corrupt("has a body that is not its hash's".into());
             }
@@ -92,21 +129,18 @@ impl Replay {
             author.recent.pop_front();
         }
         author.recent.push_back((entry.counter, entry.hash));
-        (self.seq, self.chain, self.time_ms) = (entry.seq, chain, entry.time_ms);
+        Standing { seq: self.seq, chain: self.chain, time_ms: self.time_ms } = stands;
         Ok(())
     }
 }
 
-/// Rebuilds an incarnation from the log, from its first entry to its newest, page by page. An incarnation
-/// without entries gives the empty state.
-pub async fn replay(
-    log: &dyn EventLog,
-    partition: PartitionId,
-    incarnation: Incarnation,
-) -> Result<Replay, LogError> {
-    let mut state = Replay::default();
+/// Rebuilds a document's history from the log, from its first entry to its newest, page by page. One without
+/// entries gives the empty state.
+pub async fn replay(log: &dyn EventLog, record: &DocumentRecord) -> Result<Replay, LogError> {
+    let partition = PartitionId::of(&record.name);
+    let mut state = Replay::new(record.strategy);
     loop {
-        let page = log.read(partition, incarnation, state.seq, PAGE).await?;
+        let page = log.read(partition, record.incarnation, state.seq, PAGE).await?;
         if page.is_empty() {
             return Ok(state);
         }

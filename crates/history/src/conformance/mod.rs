@@ -52,6 +52,7 @@ macro_rules! conformance {
             reads_keep_their_limits
             changes_are_found_by_their_identity
             documents_are_found_by_their_name
+            documents_keep_their_strategy
             a_cursor_belongs_to_one_worker
             a_follower_sees_everything_at_least_once
             replay_rebuilds_and_verifies

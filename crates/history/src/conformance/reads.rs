@@ -1,9 +1,10 @@
 //! What reading promises: pages, lookups, cursors, replay.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use manyhands_crdt::{Document, ReplicaId};
+use manyhands_crdt::{ChangeRef, Document, Hlc, MapOp, ReplicaId, map_change_body};
 use manyhands_proto::{Incarnation, Offset, PartitionId, Seq};
 
 use super::{ALL, LONG, Scribe, Subject, name_in, until};
@@ -189,7 +190,7 @@ pub async fn replay_rebuilds_and_verifies(subject: Subject) {
         });
     }
     let _ = log.append(&lease, Offset(0), &batch).await.unwrap();
-    let state = replay(&**log, P, incarnation).await.unwrap();
+    let state = replay(&**log, &batch.created[0]).await.unwrap();
     assert_eq!(state.document.state_hash(), owner.state_hash());
     assert_eq!((state.seq, state.chain, state.time_ms), (Seq(100), chain, 1_099));
     assert_eq!(state.replicas.len(), 3);
@@ -199,17 +200,21 @@ pub async fn replay_rebuilds_and_verifies(subject: Subject) {
         let last = batch.entries.iter().rev().find(|entry| entry.replica == *replica).unwrap();
         assert_eq!(known.recent.back(), Some(&(last.counter, last.hash)));
     }
-    let empty = replay(&**log, P, Incarnation(3)).await.unwrap();
+    let nothing = DocumentRecord { incarnation: Incarnation(3), ..batch.created[0].clone() };
+    let empty = replay(&**log, &nothing).await.unwrap();
     assert_eq!((empty.seq, empty.chain), (Seq(0), [0; 16]));
 
     // The same entries as another document, each time with one thing wrong in the middle.
     type Spoil = fn(&mut Entry);
-    let spoils: [(&str, Spoil); 5] = [
+    let spoils: [(&str, Spoil); 8] = [
         ("breaks the chain", |entry| entry.chain[3] ^= 1),
         ("breaks the chain", |entry| entry.hash[3] ^= 1),
         ("not its hash's", |entry| entry.base = Seq(1)),
         ("does not merge", |entry| entry.body = Bytes::from_static(b"\xff\xff\xff")),
         ("unknown format", |entry| entry.format = 999),
+        ("a second time", |entry| entry.subject = Some("mallory".to_owned())),
+        ("to nobody", |entry| (entry.replica, entry.counter) = (ReplicaId(9), 0)),
+        ("does not merge", |entry| entry.counter += 1_000),
     ];
     for (index, (says, spoil)) in spoils.into_iter().enumerate() {
         let mut wrong = batch.clone();
@@ -223,9 +228,55 @@ pub async fn replay_rebuilds_and_verifies(subject: Subject) {
         }
         spoil(&mut wrong.entries[50]);
         let _ = log.append(&lease, Offset(head), &wrong).await.unwrap();
-        match replay(&**log, P, incarnation).await {
+        match replay(&**log, &wrong.created[0]).await {
             Err(LogError::Corrupt(why)) => assert!(why.contains(says) && why.contains("seq 51"), "{why}"),
             other => panic!("{says}: {:?}", other.map(|state| state.seq)),
         }
     }
+}
+
+/// How a document merges is kept with it, and replay merges so.
+// enforces: I-5
+pub async fn documents_keep_their_strategy(subject: Subject) {
+    let log = &subject.log;
+    let lease = super::claim(&**log, "a", P).await;
+    let mut hashes = BTreeSet::new();
+    for (index, strategy) in Strategy::ALL.into_iter().enumerate() {
+        let record =
+            DocumentRecord { name: name_in(P, index), incarnation: Incarnation(7 + index as u64), strategy };
+        let mut owner = Document::with_strategy(strategy, manyhands_crdt::Limits::default());
+        let mut chain = [0; 16];
+        let mut batch = Batch { created: vec![record.clone()], entries: Vec::new() };
+        // Two who do not know of each other; the one whose clock is behind comes last.
+        for (n, (value, micros)) in [("1", 2_000), ("2", 1_000)].into_iter().enumerate() {
+            let (n, replica) = (n as u64, ReplicaId(1 + n as u64));
+            let op = MapOp { map: "", key: "k", value: Some(value), stamp: Hlc::at(micros), expect: None };
+            let body = map_change_body(&op).unwrap();
+            let applied = owner.apply(ChangeRef { replica, counter: 0, base: 0, body: &body }).unwrap();
+            chain = chain_after(&chain, &applied.hash);
+            batch.entries.push(Entry {
+                offset: Offset(2 * index as u64 + n + 1),
+                incarnation: record.incarnation,
+                seq: Seq(n + 1),
+                replica,
+                subject: Some("ann".to_owned()),
+                counter: 0,
+                base: Seq(0),
+                hash: applied.hash,
+                chain,
+                time_ms: 1_000,
+                format: manyhands_crdt::BODY_FORMAT,
+                body: Bytes::from(body),
+            });
+        }
+        let _ = log.append(&lease, Offset(2 * index as u64), &batch).await.unwrap();
+        assert_eq!(log.document(&record.name).await.unwrap(), Some(record.clone()));
+        let state = replay(&**log, &record).await.unwrap();
+        assert_eq!(state.document.strategy(), strategy);
+        assert_eq!(state.document.state_hash(), owner.state_hash());
+        let winner = if strategy == Strategy::Lww { "1" } else { "2" };
+        assert_eq!(state.document.map("").unwrap().get("k").unwrap().value, winner, "{strategy}");
+        hashes.insert(owner.state_hash());
+    }
+    assert_eq!(hashes.len(), 3, "the same entries are another document under another strategy");
 }
