@@ -1,26 +1,31 @@
 //! What is done beside a partition's loop: reading from the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use manyhands_bus::{Message, Topic};
-use manyhands_history::{DocumentRecord, Entry, Lease, LogError, ReadLimit, Strategy};
+use manyhands_crdt::{Hash, Limits};
+use manyhands_history::Strategy;
+use manyhands_history::{DocumentRecord, Entry, Lease, LogError, ReadLimit};
 use manyhands_proto::{Code, DocumentName, Incarnation, PartitionId, Position, Seq, v1};
 use prost::Message as _;
 
 use crate::grpc::PART_BYTES;
 use crate::mailbox::{Done, Ticket};
 use crate::node::Shared;
+use crate::past::{Place, seen_through};
 use crate::request::{KnownChange, Opened, Refused, Submit, Submitted, wire_position};
-use crate::resident::{Corrupt, Limits, LogTail, Resident};
+use crate::resident::{Corrupt, Have, LogTail, Resident};
 use crate::run::{Indices, Outgoing, RunWriter};
 
 /// One page of a replay.
 const PAGE: ReadLimit = ReadLimit { entries_max: 4096, bytes_max: 1024 * 1024 };
 /// When to ask again after the log could not be read, in milliseconds.
 const UNREADABLE_RETRY_MS: u32 = 500;
+/// Entries that are read first when heads are looked for backwards; twice as many then, and so on.
+const STEP_BACK: u64 = 1024;
 /// Pause before a republication is tried again.
 const REPUBLISH_RETRY: Duration = Duration::from_millis(500);
 
@@ -37,8 +42,8 @@ impl Aside {
     }
 
     /// Replays a document's log. A name without a log is a new document, whose incarnation is drawn here, unless
-    /// it was `drawn` before, and becomes fixed by its first entry.
-    pub(crate) async fn load(self, document: DocumentName, drawn: Option<Incarnation>) -> Done {
+    /// it was `drawn` before, and becomes fixed by its first entry, like its strategy.
+    pub(crate) async fn load(self, document: DocumentName, drawn: Option<Drawn>) -> Done {
         let loaded = self.replay(&document, drawn).await;
         if let Err(refused) = &loaded {
             tracing::error!(%document, code = %refused.code, why = refused.message, "a document was not loaded");
@@ -46,23 +51,14 @@ impl Aside {
         Done::Loaded(document, loaded)
     }
 
-    async fn replay(
-        &self,
-        name: &DocumentName,
-        drawn: Option<Incarnation>,
-    ) -> Result<Box<Resident>, Refused> {
+    async fn replay(&self, name: &DocumentName, drawn: Option<Drawn>) -> Result<Box<Resident>, Refused> {
         let _turn = self.shared.loads.acquire().await.map_err(|_| Refused::from(Code::ShuttingDown))?;
         let started = tokio::time::Instant::now();
-        let limits = Limits {
-            change_bytes_max: self.shared.config.limits.change_bytes_max,
-            elements_max: self.shared.config.limits.elements_max,
-            replicas_max: self.shared.config.limits.replicas_max,
-            ..Limits::default()
-        };
+        let limits = self.shared.config.limits.of_document();
         let Some(record) = self.shared.log.document(name).await.map_err(unreadable)? else {
-            let incarnation = drawn.unwrap_or_else(|| Incarnation(rand::random_range(1..=u64::MAX)));
-            let record = DocumentRecord { name: name.clone(), incarnation, strategy: Strategy::default() };
-            return Ok(Box::new(Resident::new(record, limits)));
+            let default = self.shared.config.strategy;
+            let drawn = drawn.unwrap_or_else(|| Drawn { record: new_record(name, default), settled: false });
+            return Ok(Box::new(drawn.into_resident(limits)));
         };
         let incarnation = record.incarnation;
         let mut resident = Box::new(Resident::new(record, limits));
@@ -115,6 +111,10 @@ impl Aside {
     async fn tail_or_state(&self, tail: LogTail) -> Result<Opened, Refused> {
         let LogTail { have, through, indices, otherwise } = tail;
         let _turn = self.shared.reads.acquire().await.map_err(|_| Refused::from(Code::ShuttingDown))?;
+        let have = match have {
+            Have::Position(have) => have,
+            Have::Heads(heads) => return self.tail_behind(&heads, &through, &indices, otherwise).await,
+        };
         let read = |after, limit| self.shared.log.read(self.partition, through.incarnation, after, limit);
         if have.seq > Seq(0) {
             let one = ReadLimit { entries_max: 1, bytes_max: 1 };
@@ -141,10 +141,55 @@ impl Aside {
                 return Ok(otherwise);
             }
         }
-        let mut header = otherwise.header;
-        header.set_recovery(v1::Recovery::Tail);
-        header.state_bytes = 0;
-        Ok(Opened { header, tail: runs.finish(), state: Bytes::new() })
+        Ok(with_tail(otherwise, runs))
+    }
+
+    /// The tail behind heads that memory does not remember: reads the log backwards until it has them all and
+    /// what they are based on, or has read more than the state, which is the answer then, as it is for heads
+    /// that nobody knows.
+    async fn tail_behind(
+        &self,
+        heads: &BTreeSet<Hash>,
+        through: &Position,
+        indices: &Indices,
+        otherwise: Opened,
+    ) -> Result<Opened, Refused> {
+        let mut newest: VecDeque<Entry> = VecDeque::new();
+        let mut bytes = 0;
+        let mut start = through.seq;
+        let mut step = STEP_BACK;
+        while start > Seq(0) && bytes <= otherwise.state.len() + PART_BYTES {
+            let end = start;
+            start = Seq(end.0.saturating_sub(step));
+            step *= 2;
+            let mut window = Vec::new();
+            while window.last().map_or(start, |last: &Entry| last.seq) < end {
+                let after = window.last().map_or(start, |last| last.seq);
+                let limit = ReadLimit { entries_max: (end.0 - after.0).min(4096) as usize, ..PAGE };
+                let page = self.shared.log.read(self.partition, through.incarnation, after, limit).await;
+                let page = page.map_err(unreadable)?;
+                if page.is_empty() {
+                    return Err(Refused::new(Code::Corrupt, format!("the log ends before seq {end}")));
+                }
+                bytes += page.iter().map(|entry| entry.body.len()).sum::<usize>();
+                window.extend(page);
+            }
+            window.into_iter().rev().for_each(|entry| newest.push_front(entry));
+            let places = newest.iter().map(|&Entry { seq, replica, base, hash, .. }| Place {
+                seq,
+                replica,
+                base,
+                hash,
+            });
+            if let Some(seen) = seen_through(heads, start, places) {
+                let mut runs = RunWriter::new(seen, PART_BYTES);
+                for entry in newest.iter().filter(|entry| entry.seq > seen) {
+                    runs.push(&outgoing(entry, indices)?);
+                }
+                return Ok(with_tail(otherwise, runs));
+            }
+        }
+        Ok(otherwise)
     }
 
     /// Answers a read of entries that memory no longer has.
@@ -207,6 +252,41 @@ impl Aside {
         }
         Done::Republished
     }
+}
+
+/// The answer with entries instead of the state.
+fn with_tail(otherwise: Opened, runs: RunWriter) -> Opened {
+    let mut header = otherwise.header;
+    header.set_recovery(v1::Recovery::Tail);
+    header.state_bytes = 0;
+    Opened { header, tail: runs.finish(), state: Bytes::new() }
+}
+
+/// What a document without entries was made to be. Whoever opened it may still write to it, after it has left
+/// memory.
+pub(crate) struct Drawn {
+    record: DocumentRecord,
+    settled: bool,
+}
+
+impl Drawn {
+    pub(crate) fn of(document: &Resident) -> Drawn {
+        Drawn { record: document.record().clone(), settled: document.is_settled() }
+    }
+
+    fn into_resident(self, limits: Limits) -> Resident {
+        let mut document = Resident::new(self.record, limits);
+        if self.settled {
+            document.settle();
+        }
+        document
+    }
+}
+
+/// The record of a document that is new.
+pub(crate) fn new_record(name: &DocumentName, strategy: Strategy) -> DocumentRecord {
+    let incarnation = Incarnation(rand::random_range(1..=u64::MAX));
+    DocumentRecord { name: name.clone(), incarnation, strategy }
 }
 
 fn replay_page(mut resident: Box<Resident>, page: &[Entry]) -> Result<Box<Resident>, Corrupt> {

@@ -1,8 +1,12 @@
 //! What can be set, with its defaults.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use manyhands_crdt::Limits;
+use manyhands_history::Strategy;
 use serde::{Deserialize, Serialize};
 
 /// The document service's configuration. Durations are written as `"4s"`, `"500ms"`.
@@ -27,6 +31,16 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// What one document and one request may hold.
     pub limits: LimitsConfig,
+    /// How a new document merges that nobody asked to merge in another way: `crdt`, `lww` or `server`.
+    #[serde(with = "strategy_by_name")]
+    pub strategy: Strategy,
+    /// How far ahead of this node's clock the timestamp of a write may be; one beyond is refused with
+    /// `clock_ahead`. Under the strategy `server` timestamps decide nothing and are not looked at.
+    #[serde(with = "humantime_serde")]
+    pub clock_ahead_max: Duration,
+    /// JSON Schemas that the root maps of documents with the strategy `server` must satisfy: files by the name of
+    /// a workspace, or by what it begins with and `*`.
+    pub schemas: BTreeMap<String, PathBuf>,
     /// How long a request may take before it is answered with `timeout`.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
@@ -46,9 +60,27 @@ impl Default for Config {
             mailbox: MailboxConfig::default(),
             memory: MemoryConfig::default(),
             limits: LimitsConfig::default(),
+            strategy: Strategy::default(),
+            clock_ahead_max: Duration::from_secs(60),
+            schemas: BTreeMap::new(),
             request_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+/// A strategy as configuration spells it.
+mod strategy_by_name {
+    use manyhands_history::Strategy;
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(strategy: &Strategy, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(strategy)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Strategy, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -149,6 +181,8 @@ pub struct LimitsConfig {
     pub elements_max: usize,
     /// Replicas that ever wrote to a document.
     pub replicas_max: usize,
+    /// Values in the maps of a document, those in conflict and removals that are remembered included.
+    pub keys_max: usize,
 }
 
 impl Default for LimitsConfig {
@@ -159,6 +193,21 @@ impl Default for LimitsConfig {
             submit_bytes_max: 512 * 1024,
             elements_max: 4_000_000,
             replicas_max: 10_000,
+            keys_max: Limits::default().keys_max,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// The part that one document may not grow beyond.
+    #[must_use]
+    pub fn of_document(&self) -> Limits {
+        Limits {
+            change_bytes_max: self.change_bytes_max,
+            elements_max: self.elements_max,
+            replicas_max: self.replicas_max,
+            keys_max: self.keys_max,
+            ..Limits::default()
         }
     }
 }

@@ -4,7 +4,8 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_util::Stream;
-use manyhands_crdt::ReplicaId;
+use manyhands_crdt::{Hash, ReplicaId};
+use manyhands_history::Strategy;
 use manyhands_process::telemetry;
 use manyhands_proto::v1::document_service_server::DocumentService;
 use manyhands_proto::v1::{self, open_response::Part};
@@ -19,6 +20,9 @@ use crate::request::{Grant, Open, Opened, Read, Refused, Submit, Submitted, wire
 
 /// Most bytes of entries or state in one message of an open stream.
 pub(crate) const PART_BYTES: usize = 256 * 1024;
+
+/// Heads that an open may name; with more of them it gets the state.
+const HEADS_MAX: usize = 1024;
 
 type OpenStream = Pin<Box<dyn Stream<Item = Result<v1::OpenResponse, Status>> + Send>>;
 
@@ -92,7 +96,7 @@ fn submit_response(submitted: Submitted) -> v1::SubmitResponse {
             message: rejection.message,
             next_counter: rejection.next_counter,
             retry_after_ms: 0,
-            current: Bytes::new(),
+            current: rejection.current,
         }
     });
     v1::SubmitResponse { next_counter: submitted.next_counter, seq: submitted.seq.0, rejection }
@@ -127,11 +131,13 @@ fn parse_submit(request: v1::SubmitRequest, trace: Option<String>) -> Result<Sub
 }
 
 fn parse_open(request: v1::OpenRequest) -> Result<Open, Refused> {
-    let v1::OpenRequest { document, replica, have, grant, .. } = request;
+    let v1::OpenRequest { document, replica, have, grant, strategy, heads } = request;
     Ok(Open {
         document: parse_name(&document)?,
         replica: parse_replica(replica),
         have: have.map(|have| parse_position(&have)).transpose()?.flatten(),
+        heads: parse_heads(&heads),
+        strategy: parse_strategy(strategy)?,
         grant: parse_grant(grant)?,
     })
 }
@@ -146,6 +152,22 @@ fn parse_read(request: v1::ReadRequest) -> Result<Read, Refused> {
         bytes_max: if asked == 0 { PART_BYTES } else { asked.min(PART_BYTES) },
         grant: parse_grant(grant)?,
     })
+}
+
+fn parse_strategy(strategy: i32) -> Result<Option<Strategy>, Refused> {
+    match v1::Strategy::try_from(strategy) {
+        Ok(v1::Strategy::Unspecified) => Ok(None),
+        Ok(v1::Strategy::Crdt) => Ok(Some(Strategy::Crdt)),
+        Ok(v1::Strategy::Lww) => Ok(Some(Strategy::Lww)),
+        Ok(v1::Strategy::Server) => Ok(Some(Strategy::Server)),
+        Err(_) => Err(Refused::new(Code::StrategyMismatch, "this build does not know the strategy")),
+    }
+}
+
+/// Heads that cannot be ours are as good as none: who has them gets the state.
+fn parse_heads(heads: &[Bytes]) -> Vec<Hash> {
+    let parsed: Option<Vec<Hash>> = heads.iter().map(|head| head.as_ref().try_into().ok()).collect();
+    parsed.filter(|heads| heads.len() <= HEADS_MAX).unwrap_or_default()
 }
 
 fn parse_name(name: &str) -> Result<DocumentName, Refused> {

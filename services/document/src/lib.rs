@@ -19,10 +19,13 @@ mod mailbox;
 mod node;
 pub mod ownership;
 pub mod partition;
+pub mod past;
+mod refusal;
 pub mod request;
 pub mod residency;
 pub mod resident;
 pub mod run;
+pub mod schema;
 pub mod tips;
 mod writer;
 
@@ -38,6 +41,7 @@ use manyhands_proto::v1::document_service_server::DocumentServiceServer;
 pub use config::{BatchConfig, Config, LeaseConfig, LimitsConfig, MailboxConfig, MemoryConfig};
 
 use node::Node;
+use schema::Schemas;
 
 /// The service, built and not yet running.
 pub struct Document {
@@ -58,6 +62,9 @@ pub enum Error {
     /// The configuration does not make sense.
     #[error("configuration of the document service: {0}")]
     Config(String),
+    /// A schema of the configuration cannot be used.
+    #[error("configuration of the document service: {0}")]
+    Schema(#[from] schema::SchemaError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}; choose another address with `listen`, or end what uses it")]
     Listen {
@@ -74,8 +81,9 @@ pub enum Error {
 /// Puts the service together. Nothing runs and nothing listens until [`Document::run`].
 pub fn build(config: Config, log: SharedLog, bus: SharedBus) -> Result<Document, Error> {
     config.check().map_err(Error::Config)?;
+    let schemas = Schemas::load(&config.schemas)?;
     Ok(Document {
-        server: Server { node: Arc::new(Node::new(config, log, bus, writer::apply)) },
+        server: Server { node: Arc::new(Node::new(config, schemas, log, bus, writer::apply)) },
         check: None,
     })
 }

@@ -15,8 +15,10 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::keeper::Keeper;
 use crate::mailbox::{Asked, Desk, Ticket};
+use crate::partition::Rules;
 use crate::request::{Refused, Submit, Submitted};
 use crate::resident::Apply;
+use crate::schema::Schemas;
 
 /// When to ask again after "not the owner", in milliseconds: about as long as a planned hand-over takes.
 const NOT_OWNER_RETRY_MS: u32 = 50;
@@ -29,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) log: SharedLog,
     pub(crate) bus: SharedBus,
     pub(crate) clock: Clock,
+    pub(crate) rules: Rules,
     pub(crate) apply: Apply,
     pub(crate) loads: Semaphore,
     pub(crate) reads: Semaphore,
@@ -92,11 +95,21 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(config: Config, log: SharedLog, bus: SharedBus, apply: Apply) -> Node {
+    pub(crate) fn new(
+        config: Config,
+        schemas: Schemas,
+        log: SharedLog,
+        bus: SharedBus,
+        apply: Apply,
+    ) -> Node {
         let id = NodeId(format!("{}-{:08x}", config.node, rand::random::<u32>()));
         let shared = Shared {
             loads: Semaphore::new(config.memory.loads_max),
             reads: Semaphore::new(READS_MAX),
+            rules: Rules {
+                clock_ahead_max_ms: u64::try_from(config.clock_ahead_max.as_millis()).unwrap_or(u64::MAX),
+                schemas: Arc::new(schemas),
+            },
             config,
             log,
             bus,

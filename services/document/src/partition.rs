@@ -6,15 +6,18 @@
 //! make durable. So memory may be ahead of the log for one batch, and nothing can see it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use manyhands_crdt::{BODY_FORMAT, ChangeRef, Refusal, read_push};
-use manyhands_history::{Appended, Batch, Entry};
+use manyhands_crdt::{Admission, BODY_FORMAT, ChangeRef, read_push};
+use manyhands_history::{Appended, Batch, Entry, Strategy};
 use manyhands_proto::{Code, DocumentName, Epoch, Incarnation, Offset, PartitionId, Seq, v1};
 
+use crate::refusal::{Why, explain};
 use crate::request::{Answer, KnownChange, Refused, Rejection, Scope, Submit, Submitted};
 use crate::resident::{Apply, Known, Outcome, Resident};
 use crate::run::RunWriter;
+use crate::schema::Schemas;
 
 /// How often a document may break the merging before its writes are refused.
 const BREAKS_MAX: u32 = 2;
@@ -32,12 +35,22 @@ pub struct RequestLimits {
     pub bytes_max: usize,
 }
 
+/// What a change may say.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// How far ahead of the owner's time a stamp may be, in milliseconds.
+    pub clock_ahead_max_ms: u64,
+    /// What may be in the root maps of documents that merge by the strategy `server`.
+    pub schemas: Arc<Schemas>,
+}
+
 /// The documents of one partition that are in memory, and where the partition's log stands.
 pub struct Partition {
     id: PartitionId,
     epoch: Epoch,
     head: Offset,
     limits: RequestLimits,
+    rules: Rules,
     apply: Apply,
     documents: BTreeMap<DocumentName, Resident>,
     broken: BTreeMap<DocumentName, u32>,
@@ -51,9 +64,11 @@ impl Partition {
         epoch: Epoch,
         head: Offset,
         limits: RequestLimits,
+        rules: Rules,
         apply: Apply,
     ) -> Partition {
-        Partition { id, epoch, head, limits, apply, documents: BTreeMap::new(), broken: BTreeMap::new() }
+        let (documents, broken) = (BTreeMap::new(), BTreeMap::new());
+        Partition { id, epoch, head, limits, rules, apply, documents, broken }
     }
 
     /// Decides about requests in the order in which they came. A request for a document that is not in memory
@@ -112,21 +127,22 @@ impl Partition {
         request: &Submit<T>,
         admitted: &mut Admitted<T>,
     ) -> Result<Answer, Lookups> {
-        let (name, apply) = (&request.document, self.apply);
+        let (name, apply, rules) = (&request.document, self.apply, self.rules.clone());
         let document = match self.check(now_ms, request) {
             Ok(document) => document,
             Err(refused) => return Ok(Err(refused)),
         };
         let next_counter = document.state().next_counter(request.replica);
         let mut submitted = Submitted { next_counter, seq: Seq(0), rejection: None };
-        let reject = |mut submitted: Submitted, counter, next_counter, (code, message)| {
+        let reject = |mut submitted: Submitted, counter, next_counter, why: Why| {
             // What the log has at the refused counter, and after it, is not what was asked for.
             submitted.next_counter = submitted.next_counter.min(counter);
-            submitted.rejection = Some(Rejection { counter, code, message, next_counter });
+            let Why { code, message, current } = why;
+            submitted.rejection = Some(Rejection { counter, code, message, next_counter, current });
             Ok(Ok(submitted))
         };
         if document.subject(request.replica).is_some_and(|subject| subject != request.grant.subject) {
-            let why = (Code::ReplicaTaken, Code::ReplicaTaken.message().to_owned());
+            let why = Why::from(Code::ReplicaTaken);
             return reject(submitted, request.first_counter, next_counter, why);
         }
         let lookups = lookups(document, request, next_counter);
@@ -134,32 +150,46 @@ impl Partition {
             return Err(Lookups(lookups));
         }
 
+        // Time does not go back in a document, whoever owns it.
+        let server_ms = document.time_ms().max(now_ms);
+        let stamp_max = server_ms.saturating_add(rules.clock_ahead_max_ms).saturating_mul(1_000);
+        let admission = Admission { stamp_max: Some(stamp_max) };
+        let schema = match document.record().strategy {
+            Strategy::Server => rules.schemas.of(name),
+            Strategy::Crdt | Strategy::Lww => None,
+        };
         let mut counter = request.first_counter;
         for change in read_push(request.replica, request.first_counter, request.count, &request.changes) {
             let next_counter = document.state().next_counter(request.replica);
             let decided = match change {
-                Err(malformed) => Err((Code::Malformed, malformed.to_string())),
+                Err(malformed) => Err(Why::new(Code::Malformed, malformed.to_string())),
                 Ok((change, after)) if change.counter < next_counter => {
                     compare(document, &change, after, next_counter, &request.known)
                         .map(|known| (known.seq, after))
                 }
-                Ok((change, _)) if change.base > document.position().seq.0 => Err((
+                Ok((change, _)) if change.base > document.position().seq.0 => Err(Why::new(
                     Code::MissingReference,
                     format!("base {} is newer than the document, {}", change.base, document.position().seq),
                 )),
-                Ok((change, _)) => match document.admit(change, &request.grant.subject, now_ms, apply) {
-                    Ok(numbered) => {
-                        let place = (numbered.seq, numbered.next_counter);
-                        admitted.enter(document, change, &request.grant.subject, numbered, &request.trace);
-                        Ok(place)
+                Ok((change, _)) => {
+                    let next = change.counter == next_counter;
+                    let checked = schema.filter(|_| next).map_or(Ok(()), |schema| schema.check(change.body));
+                    let subject = &request.grant.subject;
+                    match checked.map(|()| document.admit(change, subject, now_ms, &admission, apply)) {
+                        Ok(Ok(numbered)) => {
+                            let place = (numbered.seq, numbered.next_counter);
+                            admitted.enter(document, change, subject, numbered, &request.trace);
+                            Ok(place)
+                        }
+                        Ok(Err(Outcome::Refused(refusal))) => Err(explain(refusal, server_ms)),
+                        Ok(Err(_)) => {
+                            self.broke(name, admitted);
+                            let why = Why::new(Code::Internal, "merging this change failed");
+                            return reject(submitted, counter, next_counter, why);
+                        }
+                        Err(violation) => Err(Why::from(violation)),
                     }
-                    Err(Outcome::Refused(refusal)) => Err(explain(&refusal)),
-                    Err(_) => {
-                        self.broke(name, admitted);
-                        let why = (Code::Internal, "merging this change failed".to_owned());
-                        return reject(submitted, counter, next_counter, why);
-                    }
-                },
+                }
             };
             match decided {
                 Ok((seq, after)) => {
@@ -238,7 +268,7 @@ fn compare(
     after: u64,
     next_counter: u64,
     from_log: &[(u64, Option<KnownChange>)],
-) -> Result<KnownChange, (Code, String)> {
+) -> Result<KnownChange, Why> {
     let known = match document.known(change.replica, change.counter) {
         Known::Here(known) => Some(known),
         Known::Elsewhere => None,
@@ -249,20 +279,7 @@ fn compare(
     let same = known.filter(|known| {
         after <= next_counter && document.state().hash_of(*change).is_ok_and(|(_, hash)| hash == known.hash)
     });
-    same.ok_or_else(|| (Code::Fork, Code::Fork.message().to_owned()))
-}
-
-/// A refusal of the merging as the table of errors has it.
-fn explain(refusal: &Refusal) -> (Code, String) {
-    let code = match refusal {
-        Refusal::Gap { .. } => Code::MissingPredecessor,
-        Refusal::Known { .. } => Code::Fork,
-        Refusal::MissingReference { .. } | Refusal::UnknownIndex { .. } => Code::MissingReference,
-        Refusal::TooLarge { .. } => Code::TooLarge,
-        Refusal::CountersUsedUp => Code::LimitReached,
-        _ => Code::Malformed,
-    };
-    (code, refusal.to_string())
+    same.ok_or_else(|| Why::from(Code::Fork))
 }
 
 /// A batch that was decided and merged and is not durable yet, with the answers and deltas that follow once

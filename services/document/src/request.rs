@@ -1,7 +1,8 @@
 //! What is asked of a partition and what it answers, once the bytes of the wire have been checked.
 
 use bytes::Bytes;
-use manyhands_crdt::ReplicaId;
+use manyhands_crdt::{Hash, ReplicaId};
+use manyhands_history::Strategy;
 use manyhands_proto::{Code, DocumentName, Incarnation, Position, Seq, v1};
 
 /// What the edge verified in the session's token.
@@ -117,6 +118,8 @@ pub struct Rejection {
     pub message: String,
     /// The replica's first counter that the document does not have.
     pub next_counter: u64,
+    /// What stands in the way, as `current` of the protocol's `Reject` has it; mostly empty.
+    pub current: Bytes,
 }
 
 /// Why a whole request is refused.
@@ -162,6 +165,10 @@ pub struct Open {
     pub replica: Option<ReplicaId>,
     /// What the asker has.
     pub have: Option<Position>,
+    /// Heads that the asker has instead; looked at only without a position.
+    pub heads: Vec<Hash>,
+    /// How the document is to merge, if the asker minds.
+    pub strategy: Option<Strategy>,
     /// What the asker may do.
     pub grant: Grant,
 }
@@ -190,6 +197,16 @@ pub struct Read {
     pub bytes_max: usize,
     /// What the asker may do.
     pub grant: Grant,
+}
+
+/// A strategy as the wire says it.
+#[must_use]
+pub fn wire_strategy(strategy: Strategy) -> v1::Strategy {
+    match strategy {
+        Strategy::Crdt => v1::Strategy::Crdt,
+        Strategy::Lww => v1::Strategy::Lww,
+        Strategy::Server => v1::Strategy::Server,
+    }
 }
 
 /// A position as the wire says it.

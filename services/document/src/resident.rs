@@ -4,19 +4,18 @@
 //! It is what replaying the document's log gives, whether that was done just now or entry by entry as they
 //! were admitted: same log, same bytes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use manyhands_crdt::{Applied, BODY_FORMAT, ChangeRef, Hash, ReplicaId};
-use manyhands_history::{DocumentRecord, Entry};
+use manyhands_crdt::{Admission, Applied, ChangeRef, Hash, Heads, ReplicaId};
+use manyhands_history::{DocumentRecord, Entry, RECENT_CHANGES, Standing, Strategy, chain_after, change_of};
 use manyhands_proto::{Chain, Epoch, Position, Seq, v1};
 
-use crate::request::{KnownChange, Opened, wire_position};
+use crate::past::{Place, seen_through};
+use crate::request::{KnownChange, Opened, wire_position, wire_strategy};
 use crate::run::{Indices, Outgoing, RunWriter};
 
-/// Changes remembered of each replica; a resend of an older one is compared with the log.
-pub const KNOWN_CHANGES: usize = 64;
 /// Newest entries remembered of a document, for tails and gaps.
 const RECENT_ENTRIES: usize = 2048;
 /// Bytes of them.
@@ -27,8 +26,8 @@ const SMALL_TAIL_BYTES: u64 = 64 * 1024;
 /// What one document may hold.
 pub use manyhands_crdt::Limits;
 
-/// Applies a change to a state. Given by the caller, who decides what a panic in it comes to.
-pub type Apply = fn(&mut manyhands_crdt::Document, ChangeRef<'_>) -> Outcome;
+/// Admits a change to a state. Given by the caller, who decides what a panic in it comes to.
+pub type Apply = fn(&mut manyhands_crdt::Document, ChangeRef<'_>, &Admission) -> Outcome;
 
 /// What applying a change came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +42,7 @@ pub enum Outcome {
 
 /// The log of a document does not give a document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("entry {seq} does not follow from the ones before: {what}")]
+#[error("entry {seq} {what}")]
 pub struct Corrupt {
     /// Which entry.
     pub seq: Seq,
@@ -61,13 +60,24 @@ pub struct Resident {
     time_ms: u64,
     authors: BTreeMap<ReplicaId, Author>,
     indices: Arc<Indices>,
-    recent: VecDeque<Outgoing>,
+    heads: Heads,
+    /// Whether somebody asked for the strategy that it has, or it has entries; otherwise it is only the default.
+    settled: bool,
+    recent: VecDeque<Recent>,
     recent_bytes: usize,
     /// The chain hash before the oldest of `recent`.
     recent_after: Chain,
     /// Bytes of all bodies from the first entry on.
     body_bytes: u64,
     encoded: Option<Bytes>,
+}
+
+/// One of the newest entries.
+#[derive(Debug)]
+struct Recent {
+    outgoing: Outgoing,
+    replica: ReplicaId,
+    hash: Hash,
 }
 
 #[derive(Debug)]
@@ -98,11 +108,31 @@ pub enum Opening {
     FromLog(LogTail),
 }
 
-/// A tail to be read from the log, or the state if the position turns out to be no prefix.
+/// What somebody says they have of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Have {
+    /// Everything up to there.
+    Position(Position),
+    /// The past of these entries, and themselves.
+    Heads(BTreeSet<Hash>),
+}
+
+/// Whether a document merges as somebody asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It does.
+    Fits,
+    /// It does not, but has no entry, and nobody asked for what it has: it may be made anew.
+    MayBeMadeAnew,
+    /// It does not.
+    Differs,
+}
+
+/// A tail to be read from the log, or the state if what the asker has turns out to be no prefix.
 #[derive(Debug)]
 pub struct LogTail {
     /// What the asker has.
-    pub have: Position,
+    pub have: Have,
     /// Where the tail ends; also the position of `state`.
     pub through: Position,
     /// Who wrote, as of `through`.
@@ -116,13 +146,15 @@ impl Resident {
     #[must_use]
     pub fn new(record: DocumentRecord, limits: Limits) -> Resident {
         Resident {
+            state: manyhands_crdt::Document::with_strategy(record.strategy, limits),
             record,
-            state: manyhands_crdt::Document::with_limits(limits),
             seq: Seq(0),
             chain: Chain::default(),
             time_ms: 0,
             authors: BTreeMap::new(),
             indices: Arc::default(),
+            heads: Heads::new(),
+            settled: false,
             recent: VecDeque::new(),
             recent_bytes: 0,
             recent_after: Chain::default(),
@@ -133,38 +165,20 @@ impl Resident {
 
     /// Takes the next entry of the log in; verifies that it is the next, and that it is what was written.
     pub fn replay(&mut self, entry: &Entry) -> Result<(), Corrupt> {
-        let corrupt = |what: &str| Corrupt { seq: entry.seq, what: what.to_owned() };
+        let corrupt = |what: String| Corrupt { seq: entry.seq, what };
         if entry.incarnation != self.record.incarnation {
-            return Err(corrupt("it belongs to another history"));
+            return Err(corrupt("belongs to another history".to_owned()));
         }
-        if entry.seq != self.seq.next() {
-            return Err(corrupt("its number is not the next"));
+        let stands = Standing { seq: self.seq, chain: self.chain, time_ms: self.time_ms };
+        stands.after(entry, self.authors.contains_key(&entry.replica)).map_err(corrupt)?;
+        let change = change_of(entry);
+        let applied =
+            self.state.apply(change).map_err(|refusal| corrupt(format!("does not merge: {refusal}")))?;
+        if applied.hash != entry.hash {
+            return Err(corrupt("has a body that is not its hash's".to_owned()));
         }
-        if entry.format != BODY_FORMAT {
-            return Err(corrupt("this build does not know its format"));
-        }
-        let known = self.authors.contains_key(&entry.replica);
-        let subject = match (&entry.subject, known) {
-            (Some(subject), false) => subject.as_str(),
-            (None, true) => "",
-            (Some(_), true) => return Err(corrupt("its replica was bound before")),
-            (None, false) => return Err(corrupt("its replica is bound to nobody")),
-        };
-        let change = ChangeRef {
-            replica: entry.replica,
-            counter: entry.counter,
-            base: entry.base.0,
-            body: &entry.body,
-        };
-        let applied = self.state.apply(change).map_err(|refusal| corrupt(&refusal.to_string()))?;
-        let body = entry.body.clone();
-        let numbered = self.take(change, body, applied, subject, entry.time_ms);
-        if numbered.hash != entry.hash {
-            return Err(corrupt("its hash is another"));
-        }
-        if numbered.chain != entry.chain {
-            return Err(corrupt("its chain hash is another"));
-        }
+        let subject = entry.subject.as_deref().unwrap_or_default();
+        self.take(change, entry.body.clone(), applied, subject, entry.time_ms);
         Ok(())
     }
 
@@ -175,9 +189,10 @@ impl Resident {
         change: ChangeRef<'_>,
         subject: &str,
         now_ms: u64,
+        admission: &Admission,
         apply: Apply,
     ) -> Result<Numbered, Outcome> {
-        match apply(&mut self.state, change) {
+        match apply(&mut self.state, change, admission) {
             Outcome::Applied(applied) => {
                 let body = Bytes::copy_from_slice(change.body);
                 Ok(self.take(change, body, applied, subject, now_ms))
@@ -200,6 +215,8 @@ impl Resident {
         self.time_ms = self.time_ms.max(now_ms);
         self.body_bytes += body.len() as u64;
         self.encoded = None;
+        self.settled = true;
+        self.heads.enter(change.replica, self.seq.0, change.base, applied.hash);
 
         let index =
             self.state.replica_index(change.replica).expect("an applied change gives its replica an index");
@@ -209,7 +226,7 @@ impl Resident {
         if first {
             Arc::make_mut(&mut self.indices).insert(change.replica, index);
         }
-        if author.known.len() == KNOWN_CHANGES {
+        if author.known.len() == RECENT_CHANGES {
             author.known.pop_front();
         }
         author.known.push_back(KnownChange { counter: change.counter, hash: applied.hash, seq: self.seq });
@@ -222,11 +239,12 @@ impl Resident {
             body,
         };
         self.recent_bytes += outgoing.body.len();
-        self.recent.push_back(outgoing.clone());
+        let recent = Recent { outgoing: outgoing.clone(), replica: change.replica, hash: applied.hash };
+        self.recent.push_back(recent);
         while self.recent.len() > RECENT_ENTRIES || self.recent_bytes > RECENT_BYTES {
             let Some(oldest) = self.recent.pop_front() else { break };
-            self.recent_bytes -= oldest.body.len();
-            self.recent_after = oldest.chain;
+            self.recent_bytes -= oldest.outgoing.body.len();
+            self.recent_after = oldest.outgoing.chain;
         }
         Numbered {
             seq: self.seq,
@@ -256,6 +274,12 @@ impl Resident {
         Position { incarnation: self.record.incarnation, seq: self.seq, chain: self.chain }
     }
 
+    /// When its newest entry was admitted, in milliseconds since the Unix epoch; 0 without one.
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
     /// Who a replica belongs to, if it ever wrote.
     #[must_use]
     pub fn subject(&self, replica: ReplicaId) -> Option<&str> {
@@ -282,10 +306,10 @@ impl Resident {
     /// About how many bytes of memory it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let known: usize = self.authors.len() * (96 + KNOWN_CHANGES * size_of::<KnownChange>() / 2);
+        let known: usize = self.authors.len() * (96 + RECENT_CHANGES * size_of::<KnownChange>() / 2);
         self.state.memory_bytes()
             + self.recent_bytes
-            + self.recent.len() * size_of::<Outgoing>()
+            + self.recent.len() * size_of::<Recent>()
             + known
             + self.encoded.as_ref().map_or(0, Bytes::len)
             + 512
@@ -298,7 +322,7 @@ impl Resident {
         let skip = self.recent_index(after)?;
         let mut runs = RunWriter::new(after, part_bytes);
         for entry in self.recent.range(skip..) {
-            runs.push(entry);
+            runs.push(&entry.outgoing);
             if one && runs.has_full_run() {
                 break;
             }
@@ -316,7 +340,7 @@ impl Resident {
     fn chain_at(&self, seq: Seq) -> Option<Chain> {
         match self.recent_index(seq)? {
             0 => Some(self.recent_after),
-            index => Some(self.recent[index - 1].chain),
+            index => Some(self.recent[index - 1].outgoing.chain),
         }
     }
 
@@ -326,22 +350,21 @@ impl Resident {
         &mut self,
         epoch: Epoch,
         replica: Option<ReplicaId>,
-        have: Option<Position>,
+        have: Option<Have>,
         part_bytes: usize,
     ) -> Opening {
-        let Some(have) = have.filter(|have| self.may_be_prefix(have)) else {
-            return Opening::Ready(self.opened_with_state(epoch, replica));
+        let (have, after) = match have {
+            Some(Have::Position(have)) if self.may_be_prefix(&have) => (Have::Position(have), Some(have.seq)),
+            Some(Have::Heads(heads)) if !heads.is_empty() && self.seq > Seq(0) => {
+                let after = self.seen_through(&heads);
+                (Have::Heads(heads), after)
+            }
+            _ => return Opening::Ready(self.opened_with_state(epoch, replica)),
         };
-        let in_memory = self.recent_index(have.seq);
-        let tail_bytes = match in_memory {
-            Some(index) => self.recent.range(index..).map(|entry| entry.body.len() as u64).sum(),
-            // All entries taken as equally long.
-            None => (self.body_bytes * (self.seq.0 - have.seq.0)).checked_div(self.seq.0).unwrap_or(0),
-        };
-        if tail_bytes > SMALL_TAIL_BYTES && tail_bytes > self.encoded().len() as u64 {
+        if after.is_some_and(|after| self.is_long_after(after)) {
             return Opening::Ready(self.opened_with_state(epoch, replica));
         }
-        match self.recent_after(have.seq, part_bytes, false) {
+        match after.and_then(|after| self.recent_after(after, part_bytes, false)) {
             Some(tail) => {
                 let header = self.header(v1::Recovery::Tail, epoch, replica);
                 Opening::Ready(Opened { header, tail, state: Bytes::new() })
@@ -353,6 +376,52 @@ impl Resident {
                 otherwise: self.opened_with_state(epoch, replica),
             }),
         }
+    }
+
+    /// Whether the entries after this one are more than the state.
+    fn is_long_after(&mut self, after: Seq) -> bool {
+        let tail_bytes = match self.recent_index(after) {
+            Some(index) => self.recent.range(index..).map(|entry| entry.outgoing.body.len() as u64).sum(),
+            // All entries taken as equally long.
+            None => (self.body_bytes * (self.seq.0 - after.0)).checked_div(self.seq.0).unwrap_or(0),
+        };
+        tail_bytes > SMALL_TAIL_BYTES && tail_bytes > self.encoded().len() as u64
+    }
+
+    /// Up to where everything is in the past of these heads, as far as memory can tell.
+    fn seen_through(&self, heads: &BTreeSet<Hash>) -> Option<Seq> {
+        if self.heads.len() == heads.len() && self.heads.iter().all(|(hash, ..)| heads.contains(&hash)) {
+            return Some(self.seq);
+        }
+        let before = Seq(self.seq.0 - self.recent.len() as u64);
+        let places = self.recent.iter().zip(before.0 + 1..).map(|(recent, seq)| Place {
+            seq: Seq(seq),
+            replica: recent.replica,
+            base: recent.outgoing.base,
+            hash: recent.hash,
+        });
+        seen_through(heads, before, places)
+    }
+
+    /// Whether it merges as somebody asks.
+    #[must_use]
+    pub fn fit(&self, asked: Strategy) -> Fit {
+        match asked == self.record.strategy {
+            true => Fit::Fits,
+            false if self.settled => Fit::Differs,
+            false => Fit::MayBeMadeAnew,
+        }
+    }
+
+    /// Somebody who may write to it relies on the strategy that it has.
+    pub fn settle(&mut self) {
+        self.settled = true;
+    }
+
+    /// Whether its strategy is more than the default.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// Whether the asker may have a prefix of this log, as far as memory can tell.
@@ -378,8 +447,24 @@ impl Resident {
             next_counter: replica.map_or(0, |replica| self.state.next_counter(replica)),
             state_bytes: 0,
             epoch: epoch.0,
-            ..v1::OpenHeader::default()
+            strategy: wire_strategy(self.record.strategy).into(),
+            heads: self.wire_heads(),
+            max_base: self.heads.max_base(),
         }
+    }
+
+    fn wire_heads(&self) -> Vec<v1::Head> {
+        let mut heads: Vec<v1::Head> = self
+            .heads
+            .iter()
+            .map(|(hash, replica, seq)| v1::Head {
+                hash: Bytes::copy_from_slice(&hash),
+                replica: replica.0,
+                seq,
+            })
+            .collect();
+        heads.sort_unstable_by(|a, b| a.hash.cmp(&b.hash));
+        heads
     }
 
     /// The state's bytes, made once until the document changes.
@@ -397,14 +482,4 @@ pub(crate) struct Numbered {
     pub(crate) next_counter: u64,
     pub(crate) time_ms: u64,
     pub(crate) outgoing: Outgoing,
-}
-
-/// The chain hash after an entry: BLAKE3-128 over the one before it and the change's hash.
-fn chain_after(chain: &Chain, hash: &Hash) -> Chain {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(chain);
-    hasher.update(hash);
-    let mut after = Chain::default();
-    after.copy_from_slice(&hasher.finalize().as_bytes()[..size_of::<Chain>()]);
-    after
 }

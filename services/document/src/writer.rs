@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use manyhands_bus::{Message, Topic};
-use manyhands_crdt::{Applied, ChangeRef, Refusal};
+use manyhands_crdt::{Admission, Applied, ChangeRef, Refusal};
 use manyhands_history::{Appended, Lease};
 use manyhands_process::telemetry;
-use manyhands_proto::{DocumentName, Incarnation, Offset, v1};
+use manyhands_proto::{DocumentName, Offset, v1};
 use prost::Message as _;
 use tracing::{Instrument, Span};
 
-use crate::aside::Aside;
+use crate::aside::{Aside, Drawn};
 use crate::mailbox::{Asked, Done, Mailbox, Ticket, Turn};
 use crate::node::{Clock, Shared, Term};
 use crate::partition::{Admitted, Delta, Partition, Released, RequestLimits};
@@ -44,9 +44,8 @@ pub(crate) struct Writer {
     residency: Residency<Asked>,
     aside: Aside,
     tips: Tips,
-    /// Incarnations that were drawn for documents that have no entry and left memory: whoever opened one may
-    /// still write to it.
-    drawn: BTreeMap<DocumentName, Incarnation>,
+    /// What was drawn for documents that have no entry and left memory: whoever opened one may still write to it.
+    drawn: BTreeMap<DocumentName, Drawn>,
     published: Published,
     sweep_at: Duration,
     /// What this partition has added to the node's count of bytes in memory.
@@ -68,7 +67,8 @@ impl Writer {
         let limits = &shared.config.limits;
         let limits =
             RequestLimits { changes_max: limits.submit_changes_max, bytes_max: limits.submit_bytes_max };
-        let partition = Partition::new(lease.partition(), lease.epoch(), lease.head(), limits, shared.apply);
+        let (rules, apply) = (shared.rules.clone(), shared.apply);
+        let partition = Partition::new(lease.partition(), lease.epoch(), lease.head(), limits, rules, apply);
         let published = Published { told: lease.head(), noted: lease.published(), due: None, busy: false };
         Writer {
             residency: Residency::new(shared.config.memory.waiting_max),
@@ -222,8 +222,12 @@ impl Writer {
 
 /// Applies a change and turns a panic into an outcome, so that it costs one document its place in memory and
 /// nobody anything else.
-pub(crate) fn apply(state: &mut manyhands_crdt::Document, change: ChangeRef<'_>) -> Outcome {
-    guarded(|| state.apply(change))
+pub(crate) fn apply(
+    state: &mut manyhands_crdt::Document,
+    change: ChangeRef<'_>,
+    admission: &Admission,
+) -> Outcome {
+    guarded(|| state.admit(change, admission))
 }
 
 fn guarded(merge: impl FnOnce() -> Result<Applied, Refusal>) -> Outcome {
@@ -241,19 +245,20 @@ mod tests {
     use manyhands_bus::{Limits, LocalBus};
     use manyhands_crdt::{Document as State, PushWriter, ReplicaId};
     use manyhands_history::{EventLog, Member, MemoryLog};
-    use manyhands_proto::{Code, NodeId, PartitionId, Seq};
+    use manyhands_proto::{Code, Incarnation, NodeId, PartitionId, Seq};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::config::Config;
     use crate::node::Node;
     use crate::request::{Grant, Open, Opened};
+    use crate::schema::Schemas;
 
     /// Merging, with a fault planted in it.
-    fn breakable(state: &mut State, change: ChangeRef<'_>) -> Outcome {
+    fn breakable(state: &mut State, change: ChangeRef<'_>, admission: &Admission) -> Outcome {
         guarded(|| {
             assert!(!change.body.windows(6).any(|bytes| bytes == b"BREAK!"), "planted");
-            state.apply(change)
+            state.admit(change, admission)
         })
     }
 
@@ -288,9 +293,20 @@ mod tests {
         }
     }
 
+    fn open_of(document: &DocumentName) -> Open {
+        Open {
+            document: document.clone(),
+            replica: None,
+            have: None,
+            heads: Vec::new(),
+            strategy: None,
+            grant: grant(),
+        }
+    }
+
     async fn open(node: &Node) -> Opened {
         let document = DocumentName::from_str("demo").unwrap();
-        let asked = || Open { document: document.clone(), replica: None, have: None, grant: grant() };
+        let asked = || open_of(&document);
         loop {
             match node.ask(&document, |ticket| Asked::Open(asked(), ticket)).await {
                 Ok(opened) => return opened,
@@ -304,7 +320,7 @@ mod tests {
     async fn a_change_that_panics_is_refused_and_everything_else_goes_on() {
         let log = Arc::new(MemoryLog::new());
         let bus = Arc::new(LocalBus::new(Limits::default()));
-        let node = Arc::new(Node::new(Config::default(), log, bus, breakable));
+        let node = Arc::new(Node::new(Config::default(), Schemas::default(), log, bus, breakable));
         let running = node.clone();
         let running = tokio::spawn(async move {
             running.run(String::new(), None, std::future::pending()).await;
@@ -333,11 +349,11 @@ mod tests {
         let log = Arc::new(MemoryLog::new());
         let leases = log.claim(&member, &[partition], Duration::from_secs(60)).await.unwrap();
         let bus = Arc::new(LocalBus::new(Limits::default()));
-        let shared = Node::new(Config::default(), log, bus, apply).shared;
+        let shared = Node::new(Config::default(), Schemas::default(), log, bus, apply).shared;
         for (term, answered) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
             let (mailbox, batch) = (&shared.config.mailbox, shared.config.batch.clone());
             let (desk, mailbox) = Mailbox::new(mailbox, batch, CancellationToken::new());
-            let open = Open { document: document.clone(), replica: None, have: None, grant: grant() };
+            let open = open_of(&document);
             let (reply, answer) = tokio::sync::oneshot::channel();
             desk.put(Asked::Open(open, Ticket::new(reply, None))).unwrap();
             let term = Term::new(shared.clock, term);

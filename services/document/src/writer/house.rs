@@ -7,6 +7,7 @@ use std::time::Duration;
 use manyhands_proto::{DocumentName, Seq, v1};
 
 use super::{Published, Writer};
+use crate::aside::Drawn;
 use crate::mailbox::Done;
 use crate::request::wire_position;
 
@@ -14,7 +15,7 @@ use crate::request::wire_position;
 const NOTE_ENTRIES: u64 = 1000;
 /// How often documents are looked through for idle ones.
 const SWEEP: Duration = Duration::from_secs(5);
-/// Incarnations remembered of documents without entries.
+/// Documents without entries whose incarnation and strategy are remembered.
 const DRAWN_MAX: usize = 1024;
 /// Positions in one announcement.
 const TIPS_MAX: usize = 256;
@@ -91,13 +92,14 @@ impl Writer {
         let memory = &self.shared.config.memory;
         let excess = self.shared.resident_bytes.load(Ordering::Relaxed).saturating_sub(memory.bytes_max);
         for name in self.residency.evict(now.saturating_sub(memory.idle), excess) {
-            let position = self.partition.document(&name).map(|document| document.position());
+            let empty = self.partition.document(&name).filter(|document| document.position().seq == Seq(0));
+            let drawn = empty.map(Drawn::of);
             self.partition.remove(&name);
-            if let Some(position) = position.filter(|position| position.seq == Seq(0)) {
+            if let Some(drawn) = drawn {
                 if self.drawn.len() >= DRAWN_MAX {
                     self.drawn.pop_first();
                 }
-                self.drawn.insert(name, position.incarnation);
+                self.drawn.insert(name, drawn);
             }
         }
     }

@@ -1,15 +1,17 @@
 //! What a partition is asked: is the document in memory, and if so, what of its durable state is wanted.
 
-use manyhands_proto::{Code, Position, v1};
+use manyhands_history::Strategy;
+use manyhands_proto::{Code, DocumentName, Position, v1};
 
 use super::Writer;
+use crate::aside::new_record;
 use crate::grpc::PART_BYTES;
 use crate::mailbox::{Asked, Ticket, overloaded};
 use crate::node::Clock;
 use crate::partition::Admitted;
 use crate::request::{Open, Opened, Read, Refused, Scope, Submitted};
 use crate::residency::Arrival;
-use crate::resident::Opening;
+use crate::resident::{Fit, Have, Opening, Resident};
 
 /// Tasks that one partition has at the same time; who needs another is told to come back.
 const TASKS_MAX: usize = 256;
@@ -63,9 +65,16 @@ impl Writer {
     }
 
     fn answer_open(&mut self, open: Open, ticket: Ticket<Opened>) {
-        let Open { document: name, replica, have, grant } = open;
-        if let Err(refused) = grant.check(Clock::unix_ms(), &name, Scope::Read) {
+        let Open { document: name, replica, have, heads, strategy, grant } = open;
+        let now_ms = Clock::unix_ms();
+        if let Err(refused) = grant.check(now_ms, &name, Scope::Read) {
             return ticket.answer(Err(refused));
+        }
+        if let Some(strategy) = strategy {
+            let writes = grant.check(now_ms, &name, Scope::Write).is_ok();
+            if let Err(refused) = self.agree(&name, strategy, writes) {
+                return ticket.answer(Err(refused));
+            }
         }
         let Some(document) = self.partition.document_mut(&name) else {
             return ticket.answer(Err(Refused::later(Code::Unavailable, 100)));
@@ -74,6 +83,9 @@ impl Writer {
         if owner.is_some_and(|subject| subject != grant.subject) {
             return ticket.answer(Err(Refused::from(Code::ReplicaTaken)));
         }
+        let have = have
+            .map(Have::Position)
+            .or_else(|| (!heads.is_empty()).then(|| Have::Heads(heads.into_iter().collect())));
         let opening = document.open(self.lease.epoch(), replica, have, PART_BYTES);
         self.resize(&name);
         match opening {
@@ -84,6 +96,28 @@ impl Writer {
                 self.mailbox.tasks.spawn(async move { aside.open(tail, ticket).await });
             }
         }
+    }
+
+    /// Whether a document merges as somebody asks who opens it. One without entries that merges otherwise only
+    /// by default is made anew, in another history, so that nobody who opened it before writes to it unawares.
+    fn agree(&mut self, name: &DocumentName, asked: Strategy, writes: bool) -> Result<(), Refused> {
+        let Some(document) = self.partition.document_mut(name) else { return Ok(()) };
+        match document.fit(asked) {
+            Fit::Fits => {}
+            Fit::MayBeMadeAnew => {
+                *document = Resident::new(new_record(name, asked), self.shared.config.limits.of_document());
+            }
+            Fit::Differs => {
+                let has = document.record().strategy;
+                let message = format!("workspace {name} merges by the strategy {has}, not {asked}");
+                return Err(Refused::new(Code::StrategyMismatch, message));
+            }
+        }
+        // Who only reads does not decide.
+        if writes {
+            document.settle();
+        }
+        Ok(())
     }
 
     fn answer_read(&mut self, read: &Read, ticket: Ticket<(v1::EntryRun, Position)>) {

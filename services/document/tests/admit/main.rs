@@ -2,185 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bench;
+mod maps;
+
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::Bytes;
-use manyhands_crdt::{ChangeRef, Document as State, PushWriter, ReplicaId};
-use manyhands_document::partition::{Admitted, Partition, Released, RequestLimits};
-use manyhands_document::request::{Answer, Grant, KnownChange, Submit, Submitted};
-use manyhands_document::resident::{KNOWN_CHANGES, Limits, Outcome, Resident};
-use manyhands_history::{DocumentRecord, EventLog, Lease, Member, MemoryLog, ReadLimit};
-use manyhands_proto::{Code, DocumentName, Incarnation, NodeId, Offset, PartitionId, Seq};
+use manyhands_crdt::PushWriter;
+use manyhands_document::request::{Answer, Submit, Submitted};
+use manyhands_document::resident::{Limits, Resident};
+use manyhands_history::{DocumentRecord, EventLog, RECENT_CHANGES};
+use manyhands_proto::{Code, DocumentName, Incarnation, Offset, PartitionId, Seq};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-const ALL: ReadLimit = ReadLimit { entries_max: usize::MAX, bytes_max: usize::MAX };
-const LIMITS: RequestLimits = RequestLimits { changes_max: 100, bytes_max: 256 * 1024 };
-const NOW: u64 = 1_000_000;
-/// What makes the merging of [`breakable`] panic.
-const BREAKER: &str = "BREAK!";
-
-fn apply(state: &mut State, change: ChangeRef<'_>) -> Outcome {
-    match state.apply(change) {
-        Ok(applied) => Outcome::Applied(applied),
-        Err(refusal) => Outcome::Refused(refusal),
-    }
-}
-
-fn breakable(state: &mut State, change: ChangeRef<'_>) -> Outcome {
-    let breaks = change.body.windows(BREAKER.len()).any(|bytes| bytes == BREAKER.as_bytes());
-    if breaks { Outcome::Panicked } else { apply(state, change) }
-}
-
-/// A partition with one document, "demo", and its log.
-struct Bench {
-    log: MemoryLog,
-    lease: Lease,
-    partition: Partition,
-    record: DocumentRecord,
-}
-
-impl Bench {
-    async fn new() -> Bench {
-        let name: DocumentName = "demo".parse().unwrap();
-        let log = MemoryLog::new();
-        let member = Member { node: NodeId("bench".to_owned()), address: String::new() };
-        let leases = log.claim(&member, &[PartitionId::of(&name)], Duration::from_secs(60)).await.unwrap();
-        let lease = leases.into_iter().next().unwrap();
-        let mut partition = Partition::new(lease.partition(), lease.epoch(), lease.head(), LIMITS, breakable);
-        let record = DocumentRecord {
-            name,
-            incarnation: Incarnation(99),
-            strategy: manyhands_history::Strategy::Crdt,
-        };
-        partition.insert(Resident::new(record.clone(), Limits::default()));
-        Bench { log, lease, partition, record }
-    }
-
-    /// Takes one batch through admit, append and release.
-    async fn commit<T>(&mut self, batch: Vec<Submit<T>>) -> Released<T> {
-        let admitted = self.partition.admit(NOW, batch);
-        self.finish(admitted).await
-    }
-
-    async fn finish<T>(&self, admitted: Admitted<T>) -> Released<T> {
-        if !admitted.needs_append() {
-            return admitted.settle();
-        }
-        let appended = self.log.append(&self.lease, admitted.expected(), admitted.batch()).await;
-        admitted.release(appended.unwrap())
-    }
-
-    async fn submit(&mut self, submit: Submit<()>) -> Answer {
-        let mut answers = self.commit(vec![submit]).await.answers;
-        assert_eq!(answers.len(), 1);
-        answers.pop().unwrap().1
-    }
-
-    /// Like [`submit`](Bench::submit), and asks the log when the partition wants it, as the writer does.
-    async fn submit_with_lookups(&mut self, submit: Submit<()>) -> Answer {
-        let mut admitted = self.partition.admit(NOW, vec![submit]);
-        let mut lookups = admitted.take_lookups();
-        let Some((mut submit, counters)) = lookups.pop() else {
-            return self.finish(admitted).await.answers.pop().unwrap().1;
-        };
-        assert!(admitted.batch().entries.is_empty(), "what waits for the log is not in a batch");
-        for counter in counters {
-            let (id, incarnation) = (self.lease.partition(), submit.incarnation);
-            let entry = self.log.find(id, incarnation, submit.replica, counter).await.unwrap();
-            let known = entry.map(|entry| KnownChange { counter, hash: entry.hash, seq: entry.seq });
-            submit.known.push((counter, known));
-        }
-        self.submit(submit).await
-    }
-
-    /// Forgets the document and loads it from the log.
-    async fn reload(&mut self) {
-        let mut resident = Resident::new(self.record.clone(), Limits::default());
-        for entry in
-            self.log.read(self.lease.partition(), self.record.incarnation, Seq(0), ALL).await.unwrap()
-        {
-            resident.replay(&entry).unwrap();
-        }
-        self.partition.remove(&self.record.name);
-        self.partition.insert(resident);
-    }
-
-    async fn log_length(&self) -> usize {
-        self.log.follow(self.lease.partition(), Offset(0), ALL).await.unwrap().len()
-    }
-
-    fn document(&self) -> &Resident {
-        self.partition.document(&self.record.name).unwrap()
-    }
-
-    fn state(&self) -> Vec<u8> {
-        self.document().state().encode()
-    }
-}
-
-fn grant(subject: &str) -> Grant {
-    Grant {
-        subject: subject.to_owned(),
-        scopes: vec!["write".to_owned()],
-        workspaces: vec!["demo".to_owned()],
-        expires_at_ms: NOW + 1,
-    }
-}
-
-/// Somebody with a state of their own.
-struct Author {
-    replica: ReplicaId,
-    state: State,
-    base: u64,
-}
-
-impl Author {
-    fn new(replica: u64) -> Author {
-        Author { replica: ReplicaId(replica), state: State::new(), base: 0 }
-    }
-
-    fn types(&mut self, texts: &[&str]) -> Submit<()> {
-        let first_counter = self.state.next_counter(self.replica);
-        let mut push = PushWriter::new();
-        for text in texts {
-            let mut edit = self.state.edit(self.replica);
-            edit.insert("page", 0, text).unwrap();
-            let change = edit.commit(self.base).unwrap();
-            push.push(change.base, &change.body);
-        }
-        self.says(first_counter, push)
-    }
-
-    fn says(&self, first_counter: u64, push: PushWriter) -> Submit<()> {
-        Submit {
-            document: "demo".parse().unwrap(),
-            incarnation: Incarnation(99),
-            replica: self.replica,
-            first_counter,
-            count: push.count(),
-            changes: Bytes::from(push.finish()),
-            grant: grant(&format!("user-{}", self.replica.0)),
-            trace: None,
-            known: Vec::new(),
-            ticket: (),
-        }
-    }
-}
-
-fn accepted(next_counter: u64, seq: u64) -> Answer {
-    Ok(Submitted { next_counter, seq: Seq(seq), rejection: None })
-}
-
-/// The code of a refusal, of the whole or of a change, and the counter that is expected then.
-fn refusal(answer: &Answer) -> (Code, Option<u64>) {
-    match answer {
-        Err(refused) => (refused.code, None),
-        Ok(Submitted { rejection: Some(rejection), .. }) => (rejection.code, Some(rejection.next_counter)),
-        Ok(Submitted { rejection: None, .. }) => panic!("it was not refused: {answer:?}"),
-    }
-}
+use crate::bench::{ALL, Author, BREAKER, Bench, LIMITS, NOW, accepted, refusal};
 
 /// Every refusal leaves log and memory as they were. The document has "Hello" by replica 7.
 // enforces: I-10, I-15
@@ -291,7 +127,8 @@ async fn refusals() {
     .await;
     check("a change beyond the limit", Code::TooLarge, Some(5), |_, _| {
         let mut large = Author::new(7);
-        large.state = State::with_limits(Limits { change_bytes_max: 1 << 20, ..Limits::default() });
+        large.state =
+            manyhands_crdt::Document::with_limits(Limits { change_bytes_max: 1 << 20, ..Limits::default() });
         large.types(&["Hello"]);
         large.base = 1;
         large.types(&["x".repeat(65 * 1024).as_str()])
@@ -345,7 +182,7 @@ async fn a_resend_is_answered_as_the_first_time_and_counts_once() {
     bench.reload().await;
     assert_eq!(bench.submit(first.clone()).await, accepted(6, 2));
     // Long after, when memory has forgotten it.
-    for _ in 0..KNOWN_CHANGES {
+    for _ in 0..RECENT_CHANGES {
         let last = again.types(&["x"]);
         assert!(bench.submit(last).await.is_ok());
     }
@@ -356,7 +193,7 @@ async fn a_resend_is_answered_as_the_first_time_and_counts_once() {
     assert_eq!(refusal(&answer).0, Code::Fork);
     let answer = bench.submit_with_lookups(Author::new(7).types(&["on", "etwo"])).await;
     assert_eq!(refusal(&answer).0, Code::Fork);
-    assert_eq!(bench.log_length().await, 3 + KNOWN_CHANGES);
+    assert_eq!(bench.log_length().await, 3 + RECENT_CHANGES);
 }
 
 /// That acks and deltas can be made from an `Appended` only is a matter of types: `Admitted` has no other way
