@@ -437,4 +437,7 @@ fn the_worked_tables() {
     let (o, s) = (('O', 4, 'i', 'G'), ('S', 1, 'i', 'a'));
     assert_eq!(worked(&[&before[..], &[o, s]].concat()), "iOSaG");
     assert_eq!(worked(&[&before[..], &[s, o]].concat()), "iOSaG");
+    let before = [('x', 0, '^', '$'), ('r', 3, 'x', '$'), ('y', 5, 'x', 'r')];
+    assert_eq!(worked(&[&before[..], &[('n', 1, 'x', '$')]].concat()), "xnyr");
+    assert_eq!(worked(&[&before[..], &[('n', 4, 'x', '$')]].concat()), "xyrn");
 }
