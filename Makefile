@@ -5,6 +5,7 @@ SHELL := /bin/bash
 LISTEN ?= 127.0.0.1:8080
 DATA ?= .manyhands/dev
 CLUSTER ?= .manyhands
+SECONDS ?= 300
 
 .PHONY: help
 help: ## Show this list
@@ -51,6 +52,11 @@ cluster: neighbours ## Start Postgres, NATS, Redis, two document nodes and two e
 cluster-down: ## Stop exactly what `make cluster` started
 	cargo build --release --locked --bin loadtest
 	$(RELEASE)/loadtest cluster down --dir $(CLUSTER)
+
+.PHONY: drill
+drill: neighbours ## Kill and break a cluster of its own, check that nothing is lost (SECONDS=300 SEED=… DEV=1 FLAGS=…)
+	cargo build --release --locked --bin manyhands --bin loadtest
+	$(RELEASE)/loadtest drill --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(DEV),--dev) $(FLAGS)
 
 .PHONY: neighbours
 neighbours: ## Install the servers that tests and the local cluster run beside us, where they are missing

@@ -89,6 +89,26 @@ impl Connector {
         self.client(n % self.urls.len())
     }
 
+    /// To the edges of `manyhands dev`, whose secret everyone knows.
+    #[must_use]
+    pub fn dev(urls: Vec<Url>) -> Connector {
+        Connector { urls, token: minted(DEV_SECRET.to_owned()) }
+    }
+
+    /// Where the edges are.
+    #[must_use]
+    pub fn urls(&self) -> &[Url] {
+        &self.urls
+    }
+
+    /// A token, for who makes connections of its own.
+    pub async fn token(&self) -> Result<String, TokenError> {
+        match &self.token {
+            Token::Fixed(token) => Ok(token.clone()),
+            Token::From(ask) => ask().await,
+        }
+    }
+
     fn client(&self, first: usize) -> Client {
         let mut urls = self.urls.clone();
         urls.rotate_left(first);

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use loadtest::cluster::{Cluster, Options, Record, Role};
-use loadtest::{crowd::Crowd, probe::Probe, replay::Replay};
+use loadtest::drill::{self, Drill};
+use loadtest::{checker, crowd::Crowd, probe::Probe, replay::Replay};
 use serde::Serialize;
 
 /// Drive a running system from outside, or run a cluster on this machine.
@@ -32,6 +33,13 @@ enum Command {
     Probe(Probe),
     /// Many connections over many documents at a fixed rate, every edit accounted for
     Crowd(Crowd),
+    /// Kill processes and break links of a system of its own, and check that nothing that was promised is lost
+    Drill(Drill),
+    /// Check a history again that a drill kept
+    Check {
+        /// The drill's history.jsonl
+        file: PathBuf,
+    },
     /// Run Postgres, NATS, Redis, document nodes and edges on this machine
     Cluster {
         /// Directory of the cluster
@@ -115,6 +123,20 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
             let report = runtime.block_on(crowd.run(bar.clone()))?;
             bar.finish_and_clear();
             show(json, report.passed(), &report)
+        }
+        Command::Drill(drill) => {
+            let report = runtime.block_on(drill.run(bar.clone()))?;
+            bar.finish_and_clear();
+            if json {
+                return show(json, report.passed(), &report);
+            }
+            println!("{}", report.text());
+            println!("{}", if report.passed() { "passed" } else { "FAILED" });
+            Ok(report.passed())
+        }
+        Command::Check { file } => {
+            let verdict = drill::check_file(&file, checker::Options::default())?;
+            show(json, verdict.holds(), &verdict)
         }
         Command::Cluster { dir, command } => cluster(command, dir, quiet).map(|()| true),
         Command::Owner { workspace, dir } => {

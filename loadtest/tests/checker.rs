@@ -1,6 +1,6 @@
 //! The checker on histories that are made up: one that holds, and every way to damage it.
 
-use loadtest::checker::{Digest, Event, Options, Row, Rule, Token, check, controls};
+use loadtest::checker::{Checker, Digest, Event, Options, Row, Rule, Token, check, controls};
 
 const WRITERS: u32 = 3;
 const DOCUMENTS: u16 = 2;
@@ -118,7 +118,6 @@ fn a_history_that_holds_is_said_to_hold() {
     assert_eq!((verdict.epoch_max, verdict.appends), (4, 4));
 }
 
-// enforces: I-1, I-2, I-3, I-4, I-5, I-6, I-14, I-15
 #[test]
 fn every_damage_is_named() {
     let history = history();
@@ -191,6 +190,19 @@ fn a_state_is_a_notice_and_a_repetition_is_none_of_its_business() {
     // Going back to it later is wrong.
     history.push(middle(1));
     assert_eq!(rules(&history), [Rule::DeliveredInOrder]);
+}
+
+#[test]
+fn a_history_survives_being_written_down() {
+    let history = history();
+    let lines: Vec<String> = history.iter().map(|event| serde_json::to_string(event).unwrap()).collect();
+    let mut checker = Checker::new(Options::default());
+    for (line, event) in lines.iter().zip(&history) {
+        let read: Event = serde_json::from_str(line).unwrap();
+        assert_eq!(read, *event);
+        checker.take(&read);
+    }
+    assert!(checker.finish().holds());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The proxy on real sockets.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use loadtest::proxy::{Mode, Proxy, Way};

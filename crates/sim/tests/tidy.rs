@@ -37,7 +37,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("manyhands-client", &["manyhands-crdt", "manyhands-proto", "manyhands-session"]),
-    ("loadtest", &["manyhands-client", "manyhands-crdt", "manyhands-neighbours", "manyhands-proto"]),
+    (
+        "loadtest",
+        &[
+            "manyhands-client",
+            "manyhands-crdt",
+            "manyhands-history",
+            "manyhands-neighbours",
+            "manyhands-proto",
+        ],
+    ),
 ];
 
 /// Crates of others that a pure crate may use.

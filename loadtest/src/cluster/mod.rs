@@ -9,17 +9,21 @@ mod config;
 mod node;
 mod record;
 
+use std::fmt;
 use std::fs;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use manyhands_neighbours::{Dir, Nats, Postgres, Redis};
 
 pub use node::{Node, Role};
+pub(crate) use node::{free_address, is_ready, log_tail, signal};
 pub use record::{Part, Record, RoutesError, owner_of};
 
 /// How long all nodes together may take to get ready.
@@ -38,13 +42,63 @@ pub struct Options {
     pub documents: usize,
     /// Environment variables that every node is started with beside this process's own.
     pub environment: Vec<(String, String)>,
+    /// Further settings of Postgres, each `name=value`.
+    pub postgres: Vec<&'static str>,
+    /// What stands in every link between two processes of the cluster.
+    pub links: Links,
+}
+
+/// A link between two parts of a cluster: from whom to whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// What connects: `edge` or `document`.
+    pub from: String,
+    /// To what it connects: `document`, `postgres`, `nats` or `redis`.
+    pub to: String,
+    /// Their names, such as `document-0 to postgres`.
+    pub name: String,
+}
+
+type Enter = dyn Fn(&Link, SocketAddr) -> anyhow::Result<SocketAddr> + Send + Sync;
+
+/// Where links are entered: at the address of whom they lead to, unless somebody stands in between.
+#[derive(Clone, Default)]
+pub struct Links(Option<Arc<Enter>>);
+
+impl Links {
+    /// `enter` is told each link and where it leads, and gives the address at which it is entered.
+    pub fn through(
+        enter: impl Fn(&Link, SocketAddr) -> anyhow::Result<SocketAddr> + Send + Sync + 'static,
+    ) -> Links {
+        Links(Some(Arc::new(enter)))
+    }
+
+    fn enter(&self, from: (&str, &str), to: (&str, &str), address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let Some(enter) = &self.0 else { return Ok(address) };
+        let link = Link { from: from.0.into(), to: to.0.into(), name: format!("{} to {}", from.1, to.1) };
+        enter(&link, address)
+    }
+}
+
+impl fmt::Debug for Links {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(if self.0.is_some() { "Links(through)" } else { "Links(direct)" })
+    }
 }
 
 impl Options {
     /// Two edges and two document nodes.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, binary: impl Into<PathBuf>) -> Options {
-        Options { dir: dir.into(), binary: binary.into(), edges: 2, documents: 2, environment: Vec::new() }
+        Options {
+            dir: dir.into(),
+            binary: binary.into(),
+            edges: 2,
+            documents: 2,
+            environment: Vec::new(),
+            postgres: Vec::new(),
+            links: Links::default(),
+        }
     }
 }
 
@@ -88,7 +142,7 @@ impl Cluster {
         }
         let at = |name: &str| Dir::At(options.dir.join(name));
         tell("Postgres");
-        let postgres = Postgres::start(at("postgres"))?;
+        let postgres = Postgres::start_with(at("postgres"), &options.postgres)?;
         tell("NATS");
         let nats = Nats::start(at("nats"))?;
         tell("Redis");
@@ -99,6 +153,7 @@ impl Cluster {
             nats: nats.url(),
             redis: redis.url(),
             secret_file: secret_file.clone(),
+            links: options.links.clone(),
         };
         let mut nodes = Vec::new();
         let documents = (0..options.documents).map(|index| (Role::Document, index));
@@ -106,9 +161,13 @@ impl Cluster {
         for (role, index) in documents.chain(edges) {
             nodes.push(Node::new(role, index, &options)?);
         }
-        let addresses: Vec<String> = of(&nodes, Role::Document).map(Node::rpc_url).collect();
-        for node in &nodes {
-            node.write_config(&neighbours.config(node, &addresses)?)?;
+        let mut addresses = Vec::new();
+        for node in of(&nodes, Role::Document) {
+            let listen = options.links.enter(("edge", "edges"), ("document", node.name()), node.listen())?;
+            addresses.push(format!("http://{listen}"));
+        }
+        for (index, node) in nodes.iter().enumerate() {
+            node.write_config(&neighbours.config(node, &addresses, addresses.get(index))?)?;
         }
         tell("the schema");
         migrate(&options, nodes[0].config_path())?;
@@ -151,6 +210,17 @@ impl Cluster {
     pub fn node_mut(&mut self, role: Role, index: usize) -> &mut Node {
         let mut nodes = self.nodes.iter_mut().filter(|node| node.role() == role);
         nodes.nth(index).expect("the caller knows how many nodes it started")
+    }
+
+    /// How many document nodes there are.
+    #[must_use]
+    pub fn documents(&self) -> usize {
+        of(&self.nodes, Role::Document).count()
+    }
+
+    /// Every node: document nodes first, then edges.
+    pub fn nodes_mut(&mut self) -> &mut [Node] {
+        &mut self.nodes
     }
 
     /// The number of the document node that owns a workspace's partition, as the nodes know it.

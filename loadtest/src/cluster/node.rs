@@ -154,6 +154,11 @@ impl Node {
         Ok(())
     }
 
+    /// It was started and has ended by itself: how.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -274,7 +279,7 @@ fn spawn(
         .with_context(|| format!("cannot start {}", binary.display()))
 }
 
-pub(super) fn signal(pid: u32, which: Signal) {
+pub(crate) fn signal(pid: u32, which: Signal) {
     if let Ok(pid) = i32::try_from(pid)
         && pid > 0
     {
@@ -284,7 +289,7 @@ pub(super) fn signal(pid: u32, which: Signal) {
 }
 
 /// Asks a node's `/readyz`.
-fn is_ready(address: SocketAddr) -> bool {
+pub(crate) fn is_ready(address: SocketAddr) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -296,14 +301,14 @@ fn is_ready(address: SocketAddr) -> bool {
     ask().unwrap_or(false)
 }
 
-fn log_tail(path: &Path) -> String {
+pub(crate) fn log_tail(path: &Path) -> String {
     let log = fs::read(path).unwrap_or_default();
     let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned();
     format!("{tail}\n(the end of {})", path.display())
 }
 
 /// A free port of loopback, each time another one.
-fn free_address() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     for _ in 0..1_000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(PORTS)));
         if TcpListener::bind(address).is_ok() {
