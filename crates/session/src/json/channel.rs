@@ -23,6 +23,8 @@ pub(crate) struct Channel {
     uplink: Uplink,
     /// The newest seq that was heard of, sent or not.
     newest: Seq,
+    /// The newest seq whose ops were sent, also if some are to be sent again.
+    seen: Seq,
     /// The greatest timestamp that was given out or seen.
     micros: u64,
     fetching: bool,
@@ -83,6 +85,7 @@ impl Channel {
             phase: Phase::Waiting,
             uplink: Uplink::new(replica(random)),
             newest: Seq(0),
+            seen: Seq(0),
             micros: 0,
             fetching: false,
             missing: false,
@@ -118,7 +121,7 @@ impl Channel {
                 let mut news = Vec::new();
                 self.uplink.reset(replica(with.random), &refusal, &mut news);
                 self.tell(news, with, out);
-                self.newest = Seq(0);
+                (self.newest, self.seen) = (Seq(0), Seq(0));
             }
         }
         self.init(&state, with, out);
@@ -143,6 +146,7 @@ impl Channel {
         let first = self.phase == Phase::Joining;
         self.phase = Phase::Open { incarnation: state.position.incarnation, sent: state.position.seq };
         self.newest = self.newest.max(state.position.seq);
+        self.seen = self.seen.max(state.position.seq);
         self.micros = self.micros.max(state.micros_max);
         (self.fetching, self.missing, self.believed_until) = (false, self.newest > state.position.seq, None);
         // Heads tell what a client had when it came, and not later.
@@ -165,6 +169,7 @@ impl Channel {
             return;
         }
         self.phase = Phase::Open { incarnation, sent: ops.last };
+        self.seen = self.seen.max(ops.last);
         self.micros = self.micros.max(ops.micros_max);
         self.missing &= ops.last < self.newest;
         self.believed_until = None;
@@ -240,17 +245,10 @@ impl Channel {
         match result? {
             Some(Missed::Ops(ops)) => self.caught_up(&ops, with, out),
             Some(Missed::State(state)) => return self.mirrored(Ok(state), with, out),
-            None => {}
+            // The mirror does not have it either, and has asked for it.
+            None => self.fetch_at = with.now + self.backoff.next(with.random),
         }
-        if let Phase::Open { sent, .. } = self.phase
-            && sent < self.newest
-        {
-            self.missing = true;
-            self.fetch_at = with.now + self.backoff.next(with.random);
-        } else {
-            self.missing = false;
-            self.backoff.reset();
-        }
+        self.missing = matches!(self.phase, Phase::Open { sent, .. } if sent < self.newest);
         Ok(())
     }
 
@@ -261,14 +259,18 @@ impl Channel {
             return;
         }
         let repeated: Vec<Option<u32>> = ops.ops.iter().map(|op| self.uplink.came(op)).collect();
-        self.pass(ops.last, with, out);
+        // What is passed only now may be older than what this covers: then it has to be told from there again.
+        let again = self.pass(ops.last, with, out).filter(|after| *after < sent);
         for (op, repeated) in ops.ops.iter().zip(repeated) {
             self.send_op(op, repeated, with, out);
         }
-        self.phase = Phase::Open { incarnation, sent: ops.last };
         self.newest = self.newest.max(ops.last);
+        self.seen = self.seen.max(ops.last);
         self.micros = self.micros.max(ops.micros_max);
         self.believed_until = None;
+        self.backoff.reset();
+        self.phase = Phase::Open { incarnation, sent: again.unwrap_or(ops.last) };
+        self.fetch_at = with.now;
     }
 
     /// The client writes.
@@ -276,17 +278,13 @@ impl Channel {
         if !self.writes {
             return Err(Refusal::new(Code::Forbidden, "this token may read here, and not write"));
         }
-        let base = match self.phase {
-            Phase::Open { sent, .. } => sent,
-            // Whoever writes before the state has come has seen nothing.
-            _ => Seq(0),
-        };
         // After everything that the client may have seen, so that it wins over it.
         let micros = with.wall_micros.max(self.micros.saturating_add(1)).min(MICROS_MAX);
         if write.timestamp.is_none() {
             self.micros = micros;
         }
-        self.uplink.offer(write, Moment { base, micros }, &with.config.limits)
+        // Whoever writes before the state has come has seen nothing.
+        self.uplink.offer(write, Moment { base: self.seen, micros }, &with.config.limits)
     }
 
     /// What is known of an op that may be a repetition.

@@ -132,7 +132,8 @@ async fn the_same_op_again_changes_nothing_and_is_echoed_to_its_sender_only() {
     let running = merging().await;
     let mut ada = Bare::connect(&running, "read write", "", None).await;
     let mut bea = Bare::connect(&running, "read write", "", None).await;
-    (ada.next().await, bea.next().await);
+    ada.next().await;
+    bea.next().await;
     let first = stamped("k", &json!("one"), T);
     ada.send(first.clone()).await;
     assert_eq!((ada.next().await, bea.next().await), (first.clone(), first.clone()));
@@ -161,7 +162,8 @@ async fn an_op_that_loses_is_told_to_its_author_only_with_the_one_that_won() {
     let running = merging().await;
     let mut ada = Bare::connect(&running, "read write", "&strategy=lww", None).await;
     let mut bea = Bare::connect(&running, "read write", "", None).await;
-    (ada.next().await, bea.next().await);
+    ada.next().await;
+    bea.next().await;
     let winner = stamped("k", &json!("winner"), T + 10);
     ada.send(winner.clone()).await;
     assert_eq!((ada.next().await, bea.next().await), (winner.clone(), winner.clone()));
@@ -310,7 +312,8 @@ async fn what_the_bus_loses_comes_all_the_same() {
     let running = merging().await;
     let mut ada = Bare::connect(&running, "read write", "", None).await;
     let mut bea = Bare::connect(&running, "read", "", None).await;
-    (ada.next().await, bea.next().await);
+    ada.next().await;
+    bea.next().await;
     running.documents.state().losing = true;
     ada.put("k", json!(1)).await;
     // The acknowledgement tells the edge that there is something, and it reads it from the owner.
@@ -324,7 +327,8 @@ async fn a_server_that_leaves_closes_so_that_clients_come_back() {
     let running = merging().await;
     let mut bare = Bare::connect(&running, "read", "", None).await;
     let mut extended = Bare::connect(&running, "read", "", Some("manyhands.json.v1")).await;
-    (bare.next().await, extended.next().await);
+    bare.next().await;
+    extended.next().await;
     running.shutdown.begin();
     assert!(extended.of("bye").await["payload"]["reconnect_after_ms"].as_u64().unwrap() < 10_000);
     let (close, reason) = bare.closed().await;

@@ -27,7 +27,8 @@ impl Scene {
     async fn on(running: Running) -> Scene {
         let mut ada = Bare::connect(&running, "read write", "", None).await;
         let mut bea = Bare::connect(&running, "read write", "", None).await;
-        (ada.next().await, bea.next().await);
+        ada.next().await;
+        bea.next().await;
         Scene { running, ada, bea, written: 0 }
     }
 
