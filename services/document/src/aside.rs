@@ -60,6 +60,10 @@ impl Aside {
             let drawn = drawn.unwrap_or_else(|| Drawn { record: new_record(name, default), settled: false });
             return Ok(Box::new(drawn.into_resident(limits)));
         };
+        if record.strategy != Strategy::Server && self.shared.rules.schemas.of(name).is_some() {
+            let strategy = record.strategy;
+            tracing::warn!(document = %name, %strategy, "a schema is configured, but judges under `server` only");
+        }
         let incarnation = record.incarnation;
         let mut resident = Box::new(Resident::new(record, limits));
         loop {
