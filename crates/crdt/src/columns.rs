@@ -133,136 +133,213 @@ impl Columns {
     }
 }
 
-/// How many runs the next text has.
-pub(crate) fn count(reader: &Reader<'_>) -> Result<usize, Malformed> {
-    let mut reader = reader.clone();
-    Ok(reader.bounded(reader.rest() as u64)? as usize)
+/// The columns of one text, to be read.
+pub(crate) struct Opened<'a> {
+    flags: &'a [u8],
+    clients: Column<'a>,
+    lens: Column<'a>,
+    counters: Column<'a>,
+    origins: Column<'a>,
+    /// All that is visible.
+    pub(crate) text: &'a str,
 }
 
-/// Reads the runs of one text, and calls `on` for each; `false` from it ends the reading. Counters are within
-/// what counters can be and clients below `clients`; nothing else is checked here.
-pub(crate) fn read<'a>(
-    reader: &mut Reader<'a>,
-    clients: u32,
-    mut on: impl FnMut(Run<'a>) -> bool,
-) -> Result<(), Malformed> {
+/// Reads where the columns of a text are.
+pub(crate) fn open<'a>(reader: &mut Reader<'a>) -> Result<Opened<'a>, Malformed> {
     let count = reader.bounded(reader.rest() as u64)? as usize;
-    let all = reader.take(count)?;
-    let mut column = || -> Result<Reader<'a>, Malformed> {
+    let flags = reader.take(count)?;
+    let mut column = || -> Result<Column<'a>, Malformed> {
         let len = reader.bounded(reader.rest() as u64)? as usize;
-        reader.part(len)
+        reader.part(len).map(Column::new)
     };
-    let (mut client_column, mut lens, mut counters, mut origins, mut text) =
-        (column()?, column()?, column()?, column()?, column()?);
-    let mut content = text.str(text.rest())?;
+    let (clients, lens, counters, origins) = (column()?, column()?, column()?, column()?);
+    let len = reader.bounded(reader.rest() as u64)? as usize;
+    Ok(Opened { flags, clients, lens, counters, origins, text: reader.str(len)? })
+}
 
-    let mut context = Context::default();
-    // The run before, which may have the next element as its right origin.
-    let mut last: Option<Run<'a>> = None;
-    let mut waiting = false;
-    for &flags in all {
-        let client = if flags & OTHER_CLIENT != 0 {
-            client_column.bounded(COUNTER_MAX)? as u32
-        } else {
-            context.client
-        };
-        if client >= clients {
-            return client_column.fail(Flaw::Inconsistent);
-        }
-        let (len, step) = if flags & ONE != 0 { (1, 1) } else { len_and_step(&mut lens)? };
-        let mut counter = *context.end(client);
-        if flags & GOES_ON == 0 {
-            let distance = counters.zigzag()?;
-            counter = to_counter(&counters, i64::from(counter).checked_add(distance))?;
-        }
-        let end = i64::from(counter) + i64::from(len - 1) * i64::from(step);
-        to_counter(&counters, Some(end))?;
-        let id = Id::new(client, counter);
-        if let Some(mut last) = last {
-            if waiting {
-                last.right = id;
-                context.right = Some(id);
+impl Opened<'_> {
+    pub(crate) fn runs(&self) -> usize {
+        self.flags.len()
+    }
+
+    /// Reads the runs, without their text, and calls `on` for each; with it, whether its left and its right origin
+    /// may be no elements of this text. `false` from it ends the reading. Counters are within what counters can be
+    /// and clients below `clients`; nothing else is checked here.
+    pub(crate) fn read(
+        mut self,
+        clients: u32,
+        mut on: impl FnMut(&Run<'_>, (bool, bool)) -> bool,
+    ) -> Result<(), Malformed> {
+        let mut ends = vec![0u32; clients as usize];
+        let mut client = 0;
+        // The run before, which may have the next element as its right origin.
+        let mut waiting =
+            Run { id: Id::NONE, len: 1, step: 1, left: Id::NONE, right: Id::NONE, deleted: true, text: "" };
+        let mut unsure = (false, false);
+        let mut all = self.flags.iter();
+        for n in 0.. {
+            let next = match all.next() {
+                Some(&flags) => Some((flags, self.head(flags, &mut client, &ends)?)),
+                None => None,
+            };
+            if n > 0 {
+                if waiting.right == BEHIND {
+                    let Some((_, next)) = &next else { return self.counters.fail() };
+                    waiting.right = next.id;
+                }
+                if !on(&waiting, unsure) {
+                    return self.counters.fail();
+                }
             }
-            if !on(last) {
-                return counters.fail(Flaw::Inconsistent);
+            let Some((flags, Head { id, len, step })) = next else { break };
+            let (left_kind, right_kind) = (flags >> LEFT_SHIFT & 3, flags >> RIGHT_SHIFT & 3);
+            let (left_spelt, right_spelt) = (left_kind == SPELT_OUT, right_kind == SPELT_OUT);
+            let mut wrong = left_kind == LEFT_PREVIOUS && id.counter == 0;
+            wrong |= n == 0 && (left_kind == LEFT_BEFORE || right_kind == RIGHT_AS_BEFORE);
+            let far_left = self.origins.origin(left_spelt, id, &mut wrong, clients);
+            let far_right = self.origins.origin(right_spelt, id, &mut wrong, clients);
+            if wrong {
+                return self.origins.fail();
+            }
+            let previous = Id::new(client, id.counter.wrapping_sub(1));
+            let left = [waiting.last(), previous, Id::NONE, far_left][usize::from(left_kind)];
+            let right = [BEHIND, waiting.right, Id::NONE, far_right][usize::from(right_kind)];
+            waiting = Run { id, len, step, left, right, deleted: flags & DELETED != 0, text: "" };
+            unsure = (left_spelt || left_kind == LEFT_PREVIOUS, right_spelt);
+            ends[client as usize] = waiting.end();
+        }
+        for column in [self.clients, self.lens, self.counters, self.origins] {
+            column.end()?;
+        }
+        Ok(())
+    }
+
+    /// Reads what a run is, without its origins. `ends` says for each client where its last run ended.
+    #[inline(always)]
+    fn head(&mut self, flags: u8, client: &mut u32, ends: &[u32]) -> Result<Head, Malformed> {
+        if flags & OTHER_CLIENT != 0 {
+            *client = u32::try_from(self.clients.next(true)).unwrap_or(u32::MAX);
+        }
+        let Some(&end) = ends.get(*client as usize) else { return self.clients.fail() };
+        let one = flags & ONE != 0;
+        let value = self.lens.next(!one);
+        let mut step = 1;
+        if value & 1 != 0 {
+            step = unzigzag(self.lens.next(true));
+            if step == 1 || !(1..=u64::from(STEP_MAX)).contains(&step.unsigned_abs()) {
+                return self.lens.fail();
             }
         }
-        let left = match flags >> LEFT_SHIFT & 3 {
-            LEFT_BEFORE => context.last,
-            LEFT_PREVIOUS => counter.checked_sub(1).map(|counter| Id::new(client, counter)),
-            NONE => Some(Id::NONE),
-            _ => Some(spelt_out(&mut origins, id, clients)?),
-        };
-        let right = match flags >> RIGHT_SHIFT & 3 {
-            RIGHT_BEHIND | NONE => Some(Id::NONE),
-            RIGHT_AS_BEFORE => context.right,
-            _ => Some(spelt_out(&mut origins, id, clients)?),
-        };
-        let (Some(left), Some(right)) = (left, right) else { return origins.fail(Flaw::Inconsistent) };
-        waiting = flags >> RIGHT_SHIFT & 3 == RIGHT_BEHIND;
-        let deleted = flags & DELETED != 0;
-        let content = if deleted { "" } else { take_scalars(&mut content, len, &text)? };
-        let run = Run { id, len, step, left, right, deleted, text: content };
-        context.pass(&run);
-        last = Some(run);
-    }
-    if waiting || !content.is_empty() {
-        return text.fail(Flaw::Inconsistent);
-    }
-    for column in [&client_column, &lens, &counters, &origins] {
-        column.end()?;
-    }
-    match last {
-        Some(last) if !on(last) => text.fail(Flaw::Inconsistent),
-        _ => Ok(()),
-    }
-}
-
-/// Of a run of more than one element.
-fn len_and_step(lens: &mut Reader<'_>) -> Result<(u32, i32), Malformed> {
-    let value = lens.bounded((COUNTER_MAX - 2) << 1 | 1)?;
-    let len = (value >> 1) as u32 + 2;
-    if value & 1 == 0 {
-        return Ok((len, 1));
-    }
-    let step = lens.zigzag()?;
-    if step == 1 || !(1..=u64::from(STEP_MAX)).contains(&step.unsigned_abs()) {
-        return lens.fail(Flaw::Bounds);
-    }
-    Ok((len, step as i32))
-}
-
-fn spelt_out(origins: &mut Reader<'_>, id: Id, clients: u32) -> Result<Id, Malformed> {
-    let value = origins.zigzag()?;
-    let counter = to_counter(origins, i64::from(id.counter).checked_sub(value >> 1))?;
-    let client = if value & 1 == 0 { id.client } else { origins.bounded(COUNTER_MAX)? as u32 };
-    if client >= clients {
-        return origins.fail(Flaw::Inconsistent);
-    }
-    Ok(Id::new(client, counter))
-}
-
-fn to_counter(reader: &Reader<'_>, counter: Option<i64>) -> Result<u32, Malformed> {
-    match counter.map(u64::try_from) {
-        Some(Ok(counter)) if counter < COUNTER_MAX => Ok(counter as u32),
-        _ => reader.fail(Flaw::Counter),
-    }
-}
-
-/// Takes the next `len` characters.
-fn take_scalars<'a>(content: &mut &'a str, len: u32, text: &Reader<'_>) -> Result<&'a str, Malformed> {
-    let len = len as usize;
-    let ascii = content.as_bytes().get(..len).is_some_and(<[u8]>::is_ascii);
-    let bytes = if ascii {
-        len
-    } else {
-        let mut chars = content.char_indices();
-        match chars.nth(len - 1) {
-            Some((at, c)) => at + c.len_utf8(),
-            None => return text.fail(Flaw::Truncated),
+        let len = if one { 1 } else { (value >> 1) + 2 };
+        if len > COUNTER_MAX {
+            return self.lens.fail();
         }
-    };
-    let (taken, rest) = content.split_at(bytes);
-    *content = rest;
-    Ok(taken)
+        let counter = i64::from(end) + unzigzag(self.counters.next(flags & GOES_ON == 0));
+        let last = counter + (len as i64 - 1) * step;
+        let counters = 0..COUNTER_MAX as i64;
+        if !counters.contains(&counter) || !counters.contains(&last) {
+            return self.counters.fail();
+        }
+        Ok(Head { id: Id::new(*client, counter as u32), len: len as u32, step: step as i32 })
+    }
+}
+
+struct Head {
+    id: Id,
+    len: u32,
+    step: i32,
+}
+
+/// Stands for the id that is read next.
+const BEHIND: Id = Id { client: u32::MAX, counter: 0 };
+
+fn unzigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+/// Varints one after another. Whether one is there depends on flags that nobody can foresee, so
+/// reading takes no branch on that, nor on how long short ones are; what is wrong shows at the end.
+struct Column<'a> {
+    /// From the start of everything, so that offsets are those of the whole.
+    bytes: &'a [u8],
+    at: usize,
+    /// Whether something was no varint.
+    wrong: bool,
+}
+
+impl<'a> Column<'a> {
+    fn new(reader: Reader<'a>) -> Column<'a> {
+        let (bytes, at) = reader.into_parts();
+        Column { bytes, at, wrong: false }
+    }
+
+    /// The next number if it is `there`, else 0.
+    #[inline(always)]
+    fn next(&mut self, there: bool) -> u64 {
+        let word = match self.bytes.get(self.at..self.at + 4) {
+            Some(word) => u32::from_le_bytes(word.try_into().expect("four bytes")),
+            None => self.near_end(),
+        };
+        // A byte without its highest bit is the last one.
+        let stops = !word & 0x8080_8080;
+        if stops == 0 {
+            return if there { self.long() } else { 0 };
+        }
+        let bits = stops.trailing_zeros() + 1;
+        let value = word & (u32::MAX >> (32 - bits));
+        // In its shortest form it does not end with a byte of 0.
+        self.wrong |= there & (bits > 8) & (value >> (bits - 8) == 0);
+        self.at += if there { bits as usize / 8 } else { 0 };
+        // Seven bits of each byte, in two steps.
+        let value = value & 0x007f_007f | (value & 0x7f00_7f00) >> 1;
+        let value = value & 0x3fff | (value & 0x3fff_0000) >> 2;
+        if there { u64::from(value) } else { 0 }
+    }
+
+    /// A number of more than four bytes.
+    #[cold]
+    fn long(&mut self) -> u64 {
+        let mut reader = Reader::starting_at(self.bytes, self.at);
+        match reader.varint() {
+            // What is longer means nothing here; the sum of two must not overflow.
+            Ok(value) if value < 1 << 56 => {
+                self.at = reader.at();
+                value
+            }
+            _ => {
+                self.wrong = true;
+                0
+            }
+        }
+    }
+
+    /// An origin of an element, if it is `there`; else any id.
+    #[inline(always)]
+    fn origin(&mut self, there: bool, of: Id, wrong: &mut bool, clients: u32) -> Id {
+        let value = unzigzag(self.next(there));
+        let mut client = of.client;
+        if value & 1 != 0 {
+            client = self.next(true).min(u64::from(u32::MAX)) as u32;
+        }
+        let counter = i64::from(of.counter) - (value >> 1);
+        *wrong |= client >= clients || !(0..COUNTER_MAX as i64).contains(&counter);
+        Id::new(client, counter as u32)
+    }
+
+    #[cold]
+    fn near_end(&self) -> u32 {
+        let mut word = [0; 4];
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let n = rest.len().min(4);
+        word[..n].copy_from_slice(&rest[..n]);
+        u32::from_le_bytes(word)
+    }
+
+    fn fail<T>(&self) -> Result<T, Malformed> {
+        Err(Malformed { offset: self.at.min(self.bytes.len()), flaw: Flaw::Inconsistent })
+    }
+
+    fn end(&self) -> Result<(), Malformed> {
+        if self.at == self.bytes.len() && !self.wrong { Ok(()) } else { self.fail() }
+    }
 }

@@ -8,6 +8,7 @@ use crate::error::{Flaw, Malformed};
 use crate::id::{COUNTER_MAX, Hash, ReplicaId};
 use crate::map::Strategy;
 use crate::map::save::WRITE_BYTES_MAX;
+use crate::sequence::Unfinished;
 use crate::wire::{Reader, put_varint};
 
 const MAGIC: &[u8; 4] = b"mhd\x03";
@@ -121,13 +122,14 @@ impl Document {
         let mut document = Document::with_strategy(strategy, limits);
         document.seq = reader.varint()?;
         document.read_replicas(&mut reader)?;
+        let mut unfinished = Unfinished::new(document.replicas.iter().map(|replica| replica.next), raw.len());
         let texts = reader.bounded(limits.doubled().containers_max as u64)?;
         for _ in 0..texts {
-            document.read_text(&mut reader)?;
+            document.read_text(&mut reader, &mut unfinished)?;
         }
         document.load_maps(&mut reader, limits.doubled())?;
         reader.end()?;
-        if document.sequences.loaded().is_err() {
+        if document.sequences.loaded(unfinished).is_err() {
             return reader.fail(Flaw::Inconsistent);
         }
         Ok(document)
@@ -160,7 +162,7 @@ impl Document {
         Ok(())
     }
 
-    fn read_text(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    fn read_text(&mut self, reader: &mut Reader<'_>, unfinished: &mut Unfinished) -> Result<(), Malformed> {
         let len = reader.bounded(NAME_BYTES_MAX as u64)? as usize;
         let name = reader.str(len)?;
         if name.is_empty() || self.containers.contains_key(name) {
@@ -168,16 +170,16 @@ impl Document {
         }
         let text = self.text_or_new(name);
         let elements_max = self.limits.doubled().elements_max;
-        self.sequences.expect_runs(columns::count(reader)?.min(elements_max));
+        let columns = columns::open(reader)?;
         let Document { replicas, sequences, .. } = self;
-        columns::read(reader, replicas.len() as u32, |run| {
+        let runs = columns.runs().min(elements_max);
+        let mut loading = sequences.load(text, columns.text, runs, unfinished);
+        columns.read(replicas.len() as u32, |run, unsure| {
             let known = replicas[run.id.client as usize].next;
-            let fits = run.end() <= known && sequences.elements() + run.len as usize <= elements_max;
-            if fits {
-                sequences.append(text, run);
-            }
-            fits
-        })
+            let fits = run.end() <= known && loading.elements() + run.len as usize <= elements_max;
+            fits && loading.push(run, unsure)
+        })?;
+        if loading.finish() { Ok(()) } else { reader.fail(Flaw::Inconsistent) }
     }
 
     /// A hash of the canonical state: the same for all documents that hold the same changes, in whatever

@@ -108,6 +108,11 @@ impl<'a> Reader<'a> {
         Ok(Reader { bytes: &self.bytes[..self.at], at })
     }
 
+    /// The bytes from the start of the whole on up to this reader's end, and where it is in them.
+    pub(crate) fn into_parts(self) -> (&'a [u8], usize) {
+        (self.bytes, self.at)
+    }
+
     pub(crate) fn u64(&mut self) -> Result<u64, Malformed> {
         let bytes = self.take(8)?;
         Ok(u64::from_le_bytes(bytes.try_into().expect("take returned 8 bytes")))

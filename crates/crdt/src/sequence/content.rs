@@ -31,7 +31,12 @@ impl Content {
         if client >= self.strings.len() {
             self.strings.resize_with(client + 1, String::new);
         }
-        self.strings[client].push_str(text);
+        let string = &mut self.strings[client];
+        if string.capacity() - string.len() < text.len() {
+            // Doubling would leave up to half of it unused, in every document that is open.
+            string.reserve_exact(text.len().max(string.len() / 8 + 8));
+        }
+        string.push_str(text);
         self.live += text.len();
     }
 

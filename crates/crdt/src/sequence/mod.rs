@@ -18,6 +18,7 @@ mod tree;
 mod typing;
 mod widths;
 
+pub(crate) use load::Unfinished;
 pub(crate) use span::STEP_MAX;
 pub(crate) use widths::Widths;
 

@@ -65,12 +65,19 @@ impl Places {
         self.list(id.client).assign(id.counter, id.counter + len, leaf);
     }
 
-    /// Replaces everything by these, which must be sorted by id.
-    pub(super) fn rebuild(&mut self, sorted: impl Iterator<Item = (Id, u32)>) {
-        self.lists.clear();
-        for (id, leaf) in sorted {
-            self.append(id, leaf);
+    /// Makes the index of a client that has none: the lowest counters of its spans in order, and their leaves.
+    pub(super) fn rebuild(&mut self, client: Client, counters: &[u32], leaves: &[u32]) {
+        let mut entries = vec![Entry { counter: 0, leaf: 0 }; counters.len()];
+        let (mut len, mut before) = (0, None);
+        // Whether the next span is in another leaf is as good as random, so it decides what counts and not what is
+        // written.
+        for (&counter, &leaf) in counters.iter().zip(leaves) {
+            entries[len] = Entry { counter, leaf };
+            len += usize::from(before != Some(leaf));
+            before = Some(leaf);
         }
+        let chunk = |entries: &[Entry]| Chunk { first: entries[0].counter, entries: entries.to_vec() };
+        self.list(client).chunks = entries[..len].chunks(CHUNK).map(chunk).collect();
     }
 
     fn list(&mut self, client: Client) -> &mut List {
@@ -213,10 +220,15 @@ impl List {
             Some(chunk) if chunk.entries.len() < CHUNK => chunk.entries.push(entry),
             _ => {
                 // Most replicas of a crowd never have another chunk.
+                let mut entries = Vec::new();
                 if self.chunks.is_empty() {
                     self.chunks.reserve_exact(1);
+                    entries.reserve_exact(1);
+                } else {
+                    entries.reserve_exact(CHUNK / 4);
                 }
-                self.chunks.push(Chunk { first: entry.counter, entries: vec![entry] });
+                entries.push(entry);
+                self.chunks.push(Chunk { first: entry.counter, entries });
             }
         }
     }

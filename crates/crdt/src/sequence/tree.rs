@@ -244,6 +244,46 @@ impl Tree {
         self.leaves.len() as u32 - 1
     }
 
+    /// A new leaf at the end of a text that is being loaded: no node has it yet.
+    pub(super) fn add_last_leaf(&mut self, text: u32) -> u32 {
+        let last = self.roots[text as usize].last;
+        let new = self.add_leaf(text);
+        self.leaves[new as usize].prev = last;
+        self.leaves[last as usize].next = new;
+        self.roots[text as usize].last = new;
+        new
+    }
+
+    /// Puts nodes over the leaves of a text that is loaded, which have these widths.
+    pub(super) fn raise(&mut self, text: u32, widths: &[Widths]) {
+        let Root { node: root, first, .. } = self.roots[text as usize];
+        let mut above_leaves = true;
+        // The first leaf is older than the others, which were added in one go.
+        let others = self.leaves.len() as u32 - (widths.len() as u32 - 1)..;
+        let mut children: Vec<(u32, Widths)> =
+            std::iter::once(first).chain(others).zip(widths.iter().copied()).collect();
+        while children.len() > CHILDREN {
+            let new = children.chunks(CHILDREN).map(|children| {
+                let node = self.nodes.len() as u32;
+                self.nodes.push(Node::new(NIL, above_leaves));
+                (node, self.fill(node, children))
+            });
+            children = new.collect();
+            above_leaves = false;
+        }
+        self.nodes[root as usize] = Node::new(NIL, above_leaves);
+        self.roots[text as usize].widths = self.fill(root, &children);
+    }
+
+    /// Gives an empty node its children; says how wide it is then.
+    fn fill(&mut self, node: u32, children: &[(u32, Widths)]) -> Widths {
+        for (n, &(child, widths)) in children.iter().enumerate() {
+            self.nodes[node as usize].insert(n, child, widths);
+            self.set_parent(node, child);
+        }
+        self.nodes[node as usize].sum()
+    }
+
     /// A new leaf behind `leaf`, of these widths.
     pub(super) fn add_leaf_after(&mut self, leaf: u32, widths: Widths) -> u32 {
         let Leaf { text, next, .. } = *self.leaf(leaf);

@@ -17,15 +17,19 @@ impl Widths {
     /// Of a text of which the number of scalars is known.
     #[inline]
     pub(crate) fn of_str(text: &str, scalars: u32) -> Widths {
-        let newlines = text.bytes().filter(|&byte| byte == b'\n').count() as u32;
+        let newlines = count(text, |byte| byte == b'\n');
         // Each scalar outside the basic plane takes two units, and is the only one with four bytes.
-        let utf16 = if text.len() == scalars as usize {
-            scalars
-        } else {
-            scalars + text.bytes().filter(|&byte| byte >= 0xf0).count() as u32
-        };
+        let utf16 =
+            if text.len() == scalars as usize { scalars } else { scalars + count(text, |byte| byte >= 0xf0) };
         Widths { scalars, utf16, newlines }
     }
+}
+
+/// Bytes of one kind; in small numbers, of which many fit into a register.
+#[inline]
+fn count(text: &str, is: impl Fn(u8) -> bool) -> u32 {
+    let in_chunk = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(u8::from(is(byte))));
+    text.as_bytes().chunks(255).map(|bytes| u32::from(in_chunk(bytes))).sum()
 }
 
 impl Add for Widths {
