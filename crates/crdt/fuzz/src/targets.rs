@@ -98,8 +98,7 @@ pub fn push(data: &[u8]) {
 
 /// All or nothing, and known from then on.
 fn apply(document: &mut Document, change: ChangeRef<'_>, after: u64) {
-    let (state, version) = (document.state_hash(), document.version());
-    let indices = document.replica_count();
+    let (state, version, indices) = (document.state_hash(), document.version(), document.replica_count());
     let admission = Admission { stamp_max: Some(1_000_000) };
     match document.admit(change, &admission) {
         Ok(applied) => {
@@ -217,6 +216,19 @@ pub fn document(data: &[u8]) {
     assert_eq!(loaded.state_hash(), document.state_hash());
     assert_eq!(loaded.version(), document.version());
     assert_eq!(loaded.encode(), again, "saving again gives the same bytes");
+    use_it(&mut document);
+    // Its elements may stand in an order that no merge would give; what comes then is taken all the same, or refused.
+    for places in bytes.rchunks_exact(4).take(6) {
+        let [left, left_counter, right, right_counter] = [0, 1, 2, 3].map(|n| places[n] & 0x7f);
+        // Another's left and right origins, one scalar.
+        let body = [216, left % 4, left_counter, right % 4, right_counter, b'!'];
+        let counter = document.next_counter(ReplicaId(99));
+        apply(
+            &mut document,
+            ChangeRef { replica: ReplicaId(99), counter, base: 0, body: &body },
+            counter + 1,
+        );
+    }
     use_it(&mut document);
 }
 
