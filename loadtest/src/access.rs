@@ -109,6 +109,11 @@ impl Connector {
         }
     }
 
+    /// The n-th edge, and a token for it.
+    pub async fn address(&self, n: usize) -> Result<(Url, String), TokenError> {
+        Ok((self.urls[n % self.urls.len()].clone(), self.token().await?))
+    }
+
     fn client(&self, first: usize) -> Client {
         let mut urls = self.urls.clone();
         urls.rotate_left(first);

@@ -1,5 +1,7 @@
 //! Many connections over many documents at a fixed rate, with every edit accounted for at the end.
 
+mod json;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,9 +39,27 @@ pub struct Crowd {
     /// New connections a second while the crowd gathers
     #[arg(long, default_value_t = 200.0)]
     ramp: f64,
+    /// Protocol to speak; over json there are maps only
+    #[arg(long, value_enum, default_value_t = Dialect::Binary)]
+    dialect: Dialect,
+    /// What to write: lines of a text, or keys of a map, each a new one
+    #[arg(long, value_enum, default_value_t = Shape::Text)]
+    shape: Shape,
     /// Seconds for the crowd to gather, and for the last edits to arrive
     #[arg(long, default_value_t = 120)]
     timeout: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Dialect {
+    Binary,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Shape {
+    Text,
+    Map,
 }
 
 /// What came of it.
@@ -73,6 +93,8 @@ pub struct Report {
     pub bytes_received: u64,
     /// How long the crowd took to gather.
     pub gathered_s: f64,
+    /// From the first edit to everybody having everything.
+    pub settled_s: f64,
     /// How late the generator itself was with an edit at worst.
     pub generator_late_ms_max: f64,
     /// Processor time of this process.
@@ -105,9 +127,16 @@ impl Crowd {
     /// Runs it.
     pub async fn run(self, bar: ProgressBar) -> anyhow::Result<Report> {
         ensure!(self.documents <= self.connections, "there are more documents than connections to open them");
+        ensure!(
+            self.dialect == Dialect::Binary || self.shape == Shape::Map,
+            "the JSON dialect has no texts\nfix: add --shape map"
+        );
         let connector = self.access.connector()?;
         let within = Duration::from_secs(self.timeout);
         let run: u64 = rand::random::<u64>() >> 24;
+        if self.dialect == Dialect::Json {
+            return self.run_json(&connector, run, bar).await;
+        }
 
         let gathering = Instant::now();
         let members = self.gather(&connector, run, within, &bar).await?;
@@ -130,6 +159,7 @@ impl Crowd {
             followers.spawn(follower.run(stop.clone()));
         }
 
+        let begun = Instant::now();
         let (members, mut report) = self.write(members, bar.clone()).await?;
         report.gathered_s = gathered.as_secs_f64();
         bar.set_message("settling");
@@ -138,6 +168,7 @@ impl Crowd {
                 report.errors.insert(format!("{error:#}"));
             }
         }
+        report.settled_s = begun.elapsed().as_secs_f64();
         stop.cancel();
         while let Some(follower) = followers.join_next().await {
             follower?;
@@ -200,7 +231,7 @@ impl Crowd {
         bar: ProgressBar,
     ) -> anyhow::Result<(Vec<Member>, Report)> {
         let count = (self.rate * self.seconds).round() as u64;
-        let rate = self.rate;
+        let (rate, shape) = (self.rate, self.shape);
         bar.set_message("writing");
         bar.set_length(count);
         bar.set_position(0);
@@ -217,6 +248,9 @@ impl Crowd {
                 let member = &mut members[chosen];
                 let made = member.journal.note(&member.workspace, due, || {
                     member.workspace.edit(|edit| {
+                        if shape == Shape::Map {
+                            return edit.set_json("", &key(n), &n.to_string());
+                        }
                         let start_of_a_line = edit.text(CONTAINER).map_or(0, |text| {
                             let line = rand::random_range(0..text.lines());
                             text.at_line_column(line, 0).unwrap_or(0)
@@ -294,7 +328,8 @@ impl Crowd {
             }
             let (text, hash) =
                 (joiner.text(CONTAINER).to_string(), joiner.read(|document| document.state_hash()));
-            for line in text.lines() {
+            let keys: Vec<String> = joiner.map("").iter().map(|(key, _)| key).collect();
+            for line in text.lines().chain(keys.iter().map(|key| &key[1..])) {
                 match u64::from_str_radix(line, 16) {
                     Ok(n) => *times_seen.entry(n).or_default() += 1,
                     Err(_) => report.ops_unknown += 1,
@@ -329,6 +364,11 @@ impl Crowd {
         report.ops_unknown += times_seen.keys().filter(|n| !written.contains(n)).count();
         Ok(())
     }
+}
+
+/// The key of a write: no other write has it.
+fn key(n: u64) -> String {
+    format!("k{n:x}")
 }
 
 fn name(run: u64, document: usize) -> String {

@@ -104,7 +104,7 @@ pub struct Summary {
 }
 
 impl Times {
-    fn record(&self, times: impl IntoIterator<Item = Duration>) {
+    pub(crate) fn record(&self, times: impl IntoIterator<Item = Duration>) {
         let mut histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for time in times {
             let us = u64::try_from(time.as_micros()).unwrap_or(TIME_US_MAX);

@@ -32,7 +32,7 @@ enum Command {
     Migrate,
     /// Read and write the maps of a workspace
     #[command(subcommand)]
-    Ws(ws::WsCommand),
+    Ws(Box<ws::WsCommand>),
     /// Work with tokens
     #[command(subcommand)]
     Token(token::TokenCommand),

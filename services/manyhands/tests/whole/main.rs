@@ -5,6 +5,7 @@
 mod bare;
 mod cluster;
 mod commands;
+mod converge;
 mod dev;
 mod seed;
 mod trace;

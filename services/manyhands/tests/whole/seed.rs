@@ -191,6 +191,7 @@ async fn scenario_client_sends_operation(target: &Target) {
         let token = target.token(&workspace, "read");
         let init = bare.connect(&format!("late-{n}"), url, &workspace, &token).await;
         assert_eq!(init["data"], json!({ "foo": "bar" }));
+        assert_eq!(init["heads"].as_array().unwrap().len(), 1);
     }
     // Somebody else's workspace hears nothing of it.
     let other = self::workspace();
@@ -326,6 +327,10 @@ async fn client_to_server_timestamp_is_an_optional_integer_of_unix_microseconds(
         );
         assert!(error["fix"].as_str().unwrap().contains("Date.now() * 1000"), "{error}");
     }
+    // The year 2100.
+    bare.send("ada", &op(json!(4_102_444_800_000_000_u64)));
+    let error = bare.message("ada").await;
+    assert_eq!((&error["code"], &error["reason"]), (&json!(400), &json!("clock_ahead")), "{error}");
     undisturbed(&mut bare, target, &workspace).await;
 
     // Given, it comes back; left out, the server sets it.
@@ -368,6 +373,13 @@ async fn server_to_client_init_has_data_and_heads(target: &Target) {
     assert_eq!(init["data"], json!({ "a": { "b": [1, null] } }));
     let heads = init["heads"].as_array().unwrap();
     assert!(heads.iter().all(|head| head.as_str().is_some_and(|head| !head.is_empty())), "{init}");
+    assert_eq!(heads.len(), 1);
+    // Nobody depends on them: with the next change there are others.
+    bare.op("bob", "a", json!(2));
+    bare.message("bob").await;
+    let later = bare.connect("eve", &target.urls[0], &workspace, &token).await;
+    assert_eq!(later["heads"].as_array().unwrap().len(), 1);
+    assert_ne!(later["heads"], init["heads"]);
 }
 
 async fn server_to_client_broadcast_has_key_value_and_timestamp(target: &Target) {

@@ -86,6 +86,24 @@ fn a_named_map_is_not_the_root_and_not_for_json() {
 }
 
 #[test]
+fn expectations_are_checked_and_a_conflict_says_what_there_is() {
+    let scene = Scene::begin();
+    for dialect in ["binary", "json"] {
+        let workspace = format!("guarded-{dialect}");
+        let w = &workspace[..];
+        let dialect = ["--dialect", dialect];
+        let put = |arguments: &[&'static str]| [&["put", w], arguments, &dialect].concat();
+        scene.ws(&put(&["k", "1", "--strategy", "server", "--expect", "0"]));
+        let seq = scene.json(&["get", w, "k", "-o", "json"])["seq"].to_string();
+        scene.ws(&[&["put", w, "k", "2", "--expect", &seq], &dialect[..]].concat());
+        scene.fails(&[&["put", w, "k", "3", "--expect", &seq], &dialect[..]].concat(), 5, &["conflict", "2"]);
+        scene.fails(&[&["del", w, "k", "--expect", "0"], &dialect[..]].concat(), 5, &["conflict"]);
+        assert_eq!(scene.ws(&["get", w, "k"]), "2\n");
+        scene.fails(&put(&["k", "1", "--strategy", "lww"]), 7, &["strategy_mismatch"]);
+    }
+}
+
+#[test]
 fn watching_prints_what_there_is_and_what_comes() {
     let scene = Scene::begin();
     for dialect in ["binary", "json"] {
