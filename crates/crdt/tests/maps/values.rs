@@ -33,8 +33,11 @@ fn taken_as_it_is(value: &str) -> Result<(), (usize, JsonProblem)> {
     }
 }
 
-/// Texts with their canonical spelling, or the flaw and where it is.
-pub(crate) const VERDICTS: &[(&str, Result<&str, (usize, JsonProblem)>)] = {
+/// A canonical spelling, or the flaw and where it is.
+type Verdict = Result<&'static str, (usize, JsonProblem)>;
+
+/// Texts, and what is to be said of them.
+pub(crate) const VERDICTS: &[(&str, Verdict)] = {
     use JsonProblem::*;
     &[
         ("null", Ok("null")),
