@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::{Log, Random};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use manyhands_crdt::{Change, Document, Limits, Patch, ReplicaId};
+use manyhands_crdt::{Change, Document, Hlc, Limits, MapOp, Patch, ReplicaId, Strategy, map_change_body};
 
 const TEXT: &str = "text";
 const AUTHOR: ReplicaId = ReplicaId(4711);
@@ -228,6 +228,34 @@ fn hard() -> Vec<Session> {
     ]
 }
 
+/// Ten authors who write to a thousand keys of one map, each up to twenty entries behind.
+fn maps() -> Vec<Session> {
+    let session = |strategy: Strategy| {
+        let random = &mut Random(11);
+        let mut counters = [0; 10];
+        let changes = (0..20_000u64).map(|seq| {
+            let author = random.at(10);
+            let counter = counters[author];
+            counters[author] += 1;
+            let (key, value) = (format!("key {}", random.below(1_000)), format!("{{\"n\":{seq}}}"));
+            let stamp = Hlc::at(1_763_683_200_000_000 + seq * 1_000 + random.below(5_000));
+            let value = (!random.chance(5)).then_some(&*value);
+            let body = map_change_body(&MapOp { map: "", key: &key, value, stamp, expect: None });
+            Change {
+                replica: ReplicaId(1 + author as u64),
+                counter,
+                next_counter: counter + 1,
+                base: seq - random.below(20).min(seq),
+                body: body.expect("a good write"),
+            }
+        });
+        let document = Document::with_strategy(strategy, Limits::default());
+        let changes = changes.collect();
+        Session::new(format!("map-{strategy}-20k"), Log { document, ..Log::default() }, changes)
+    };
+    Strategy::ALL.into_iter().map(session).collect()
+}
+
 /// One group: `run` over a fresh start of each session.
 fn time(c: &mut Criterion, group: &str, sessions: &[&Session], run: impl Fn(&Session, &mut Document)) {
     let mut group = c.benchmark_group(group);
@@ -245,9 +273,10 @@ fn time(c: &mut Criterion, group: &str, sessions: &[&Session], run: impl Fn(&Ses
 }
 
 fn engine(c: &mut Criterion) {
-    let (recorded, live, hard, offline) = (recorded(), live(), hard(), offline());
+    let (recorded, live, hard, offline, maps) = (recorded(), live(), hard(), offline(), maps());
     let ordinary: Vec<&Session> = recorded.iter().chain([&live]).collect();
-    let each: Vec<&Session> = ordinary.iter().copied().chain(&hard).collect();
+    let each: Vec<&Session> = ordinary.iter().copied().chain(&hard).chain(&maps).collect();
+    let admitted: Vec<&Session> = ordinary.iter().copied().chain(&maps).collect();
     let runs: Vec<&Session> = ordinary.iter().copied().chain([&offline]).collect();
 
     for session in &recorded {
@@ -282,7 +311,7 @@ fn engine(c: &mut Criterion) {
             document.receive(known + 1, 1, entry, known, &mut patches).expect("a good entry");
         }
     });
-    time(c, "admit", &ordinary, |session, document| {
+    time(c, "admit", &admitted, |session, document| {
         for change in &session.changes {
             document.apply(change.as_ref()).expect("a good change");
         }
@@ -291,7 +320,7 @@ fn engine(c: &mut Criterion) {
         let run = session.entries.concat();
         time(c, "bulk", &[session], |session, document| session.receive_at_once(document, &run));
     }
-    for session in &ordinary {
+    for session in &admitted {
         let document = session.end();
         let bytes = document.encode();
         c.bench_function(&format!("save/{}", session.name), |bencher| bencher.iter(|| document.encode()));

@@ -526,7 +526,7 @@ impl Document {
     pub(crate) fn write<O: Observer>(&mut self, op: &MapOp<'_>, id: Id, origin: Origin, on: &mut O) {
         let write = Write { op: *op, id, seq: origin.seq, base: origin.base };
         let replicas = &self.replicas;
-        let tell = |changed: Changed<'_>| tell(replicas, &write, changed, on);
+        let tell = O::LISTENS.then_some(|changed: Changed<'_>| tell(replicas, &write, changed, on));
         self.maps.write(&write, &|client| replicas[client as usize].id.0, tell);
     }
 
@@ -534,7 +534,8 @@ impl Document {
     pub(crate) fn logged<O: Observer>(&mut self, op: &MapOp<'_>, id: Id, origin: Origin, on: &mut O) {
         let write = Write { op: *op, id, seq: origin.seq, base: origin.base };
         let replicas = &self.replicas;
-        self.maps.logged(&write, |changed| tell(replicas, &write, changed, on));
+        let tell = O::LISTENS.then_some(|changed: Changed<'_>| tell(replicas, &write, changed, on));
+        self.maps.logged(&write, tell);
     }
 
     /// What stands for a replica where writes of one stamp are put in order.
@@ -544,9 +545,6 @@ impl Document {
 }
 
 fn tell<O: Observer>(replicas: &[ReplicaState], write: &Write<'_>, changed: Changed<'_>, on: &mut O) {
-    if !O::LISTENS {
-        return;
-    }
     let (value, stamp, id) = match changed.winner {
         Some(held) => (held.json.as_ref(), held.stamp, held.id),
         None => (None, write.op.stamp, write.id),

@@ -13,7 +13,6 @@ mod strategy;
 mod view;
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 
 pub use clock::{Clock, Hlc};
@@ -110,12 +109,12 @@ impl Maps {
         self.bytes + registers * register + self.writes * (size_of::<Held>() + 24) + names
     }
 
-    /// Takes a write in, and tells what changed, if anything did.
+    /// Takes a write in, and tells who listens what changed, if anything did.
     pub(crate) fn write(
         &mut self,
         write: &Write<'_>,
         replica: &impl Fn(u32) -> u64,
-        tell: impl FnOnce(Changed<'_>),
+        tell: Option<impl FnOnce(Changed<'_>)>,
     ) {
         let strategy = self.strategy;
         let apply = |register: &mut Register| register.write(strategy, write.held(), write.base, replica);
@@ -123,7 +122,7 @@ impl Maps {
     }
 
     /// A write of our own came back by the log. Tells when another write wins than before, which is rare.
-    pub(crate) fn logged(&mut self, write: &Write<'_>, tell: impl FnOnce(Changed<'_>)) {
+    pub(crate) fn logged(&mut self, write: &Write<'_>, tell: Option<impl FnOnce(Changed<'_>)>) {
         let strategy = self.strategy;
         let apply = |register: &mut Register| register.logged(strategy, write.held(), write.base);
         self.change(write.op.map, write.op.key, apply, tell);
@@ -132,7 +131,7 @@ impl Maps {
     /// A write of our own to that key, which was in no change, gets that base.
     pub(crate) fn saw(&mut self, map: &str, key: &str, base: u64) {
         if self.strategy == Strategy::Crdt {
-            self.change(map, key, |register| register.saw(base), |_| {});
+            self.change(map, key, |register| register.saw(base), None::<fn(Changed<'_>)>);
         }
     }
 
@@ -142,39 +141,56 @@ impl Maps {
         map: &str,
         key: &str,
         apply: impl FnOnce(&mut Register) -> bool,
-        tell: impl FnOnce(Changed<'_>),
+        tell: Option<impl FnOnce(Changed<'_>)>,
     ) {
         if !self.maps.contains_key(map) {
             self.maps.insert(map.into(), Map::default());
         }
-        let (name, of_map) = entry(&mut self.maps, map).expect("it is there or was just made");
-        if !of_map.registers.contains_key(key) {
-            of_map.registers.insert(key.into(), Register::default());
+        let of_map = self.maps.get_mut(map).expect("it is there or was just made");
+        let (before, changed, after);
+        match of_map.registers.get_mut(key) {
+            Some(register) => {
+                before = Weight::of(key, register);
+                changed = apply(register);
+                after = Weight::of(key, register);
+            }
+            None => {
+                let mut register = Register::default();
+                before = Weight::of(key, &register);
+                changed = apply(&mut register);
+                after = Weight::of(key, &register);
+                if after.writes > 0 {
+                    of_map.registers.insert(key.into(), register);
+                }
+            }
         }
-        let (key, register) = entry(&mut of_map.registers, key).expect("it is there or was just made");
-        let before = Weight::of(key, register);
-        if apply(register) {
-            let winner = register.last().filter(|held| held.json.is_some());
-            tell(Changed { map: name, key, winner });
-        }
-        let after = Weight::of(key, register);
         self.writes = self.writes - before.writes + after.writes;
         self.bytes = self.bytes - before.bytes + after.bytes;
         of_map.hidden = of_map.hidden - before.hidden + after.hidden;
-        if after.writes == 0 {
-            let key = key.clone();
-            of_map.registers.remove(&key);
+        if let (true, Some(tell)) = (changed, tell) {
+            self.tell(map, key, tell);
+        }
+        if after.writes == 0
+            && let Some(of_map) = self.maps.get_mut(map)
+        {
+            of_map.registers.remove(key);
             if of_map.registers.is_empty() {
-                let name = name.clone();
-                self.maps.remove(&name);
+                self.maps.remove(map);
             }
         }
     }
-}
 
-/// The entry of that name, with the name as it is stored.
-fn entry<'m, T>(of: &'m mut BTreeMap<Arc<str>, T>, name: &str) -> Option<(&'m Arc<str>, &'m mut T)> {
-    of.range_mut::<str, _>((Bound::Included(name), Bound::Included(name))).next()
+    /// Tells of a register that has changed. Only who listens pays for finding the names.
+    fn tell(&self, map: &str, key: &str, tell: impl FnOnce(Changed<'_>)) {
+        let Some((map, of_map)) = self.maps.get_key_value(map) else { return };
+        match of_map.registers.get_key_value(key) {
+            Some((key, register)) => {
+                let winner = register.last().filter(|held| held.json.is_some());
+                tell(Changed { map, key, winner });
+            }
+            None => tell(Changed { map, key: &key.into(), winner: None }),
+        }
+    }
 }
 
 /// What a register counts for.
@@ -194,3 +210,6 @@ impl Weight {
         Weight { writes, bytes: key.len() + values, hidden: usize::from(register.is_hidden()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,8 +93,10 @@ impl Register {
     fn drop_seen(&mut self, author: Option<u32>, base: u64) -> bool {
         let seen = |held: &Held| Some(held.id.client) == author || (held.seq != 0 && held.seq <= base);
         let any = self.held().iter().any(seen);
-        if any {
-            self.edit(|all| all.retain(|held| !seen(held)));
+        match self {
+            Register::One(_) if any => *self = Register::default(),
+            Register::Many(_) if any => self.edit(|all| all.retain(|held| !seen(held))),
+            _ => {}
         }
         any
     }

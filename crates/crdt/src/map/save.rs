@@ -93,14 +93,18 @@ impl Document {
         for _ in 0..writes {
             let held = self.load_held(reader, micros)?;
             let order = |held: &Held| if held.seq == 0 { u64::MAX } else { held.seq };
-            // In order of the log, unlogged ones last; of one replica only the newest is ever kept.
+            // In order of the log, unlogged ones last.
             let follows =
                 all.last().is_none_or(|last| order(last) < order(&held) || order(&held) == u64::MAX);
-            if !follows || all.iter().any(|other| other.id.client == held.id.client) {
+            if !follows {
                 return reader.fail(Flaw::Inconsistent);
             }
             all.push(held);
         }
+        // Of one replica only the newest is ever kept.
+        let mut authors: Vec<u32> = all.iter().map(|held| held.id.client).collect();
+        authors.sort_unstable();
+        let twice = authors.windows(2).any(|pair| pair[0] == pair[1]);
         let may_remove = |held: &Held| match self.maps.strategy {
             Strategy::Crdt => false,
             Strategy::Lww => true,
@@ -108,7 +112,7 @@ impl Document {
         };
         let values = all.iter().all(|held| held.json.is_some() || may_remove(held));
         let count = all.len() == 1 || (all.len() > 1 && self.maps.strategy == Strategy::Crdt);
-        if !values || !count {
+        if twice || !values || !count {
             return Err(Malformed { offset: start, flaw: Flaw::Inconsistent });
         }
         Ok(Register::from(all))

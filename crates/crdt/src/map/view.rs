@@ -55,7 +55,8 @@ pub struct MapValue<'d> {
 }
 
 impl Document {
-    /// The map of that name, as long as there is something in it. The root map's name is empty.
+    /// The map of that name, as long as there is something in it; a removal that must be remembered is. The root
+    /// map's name is empty.
     pub fn map(&self, name: &str) -> Option<MapView<'_>> {
         let map = self.maps.map(name)?;
         Some(MapView { document: self, map })
