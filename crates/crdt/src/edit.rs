@@ -283,7 +283,8 @@ impl Edit<'_> {
     /// assert_eq!(document.edit(ReplicaId(7)).commit(0), None);
     /// ```
     pub fn commit(self, base: u64) -> Option<Change> {
-        let mut body = Vec::new();
+        // Room for a keystroke, in the least that allocators give anyway.
+        let mut body = Vec::with_capacity(24);
         let (ChangeRef { replica, counter, base, .. }, next_counter) = self.commit_into(base, &mut body)?;
         Some(Change { replica, counter, next_counter, base, body })
     }
@@ -308,15 +309,15 @@ impl Edit<'_> {
     /// ```
     pub fn commit_into(self, base: u64, body: &mut Vec<u8>) -> Option<(ChangeRef<'_>, u64)> {
         let client = self.client?;
-        let document = self.document;
-        let mut pending = document.local.take(client)?;
-        let base = if pending.writes.is_empty() { base } else { base.max(document.seq) };
-        pending.saw(document, base);
+        let Document { local, replicas, names, maps, seq, .. } = self.document;
+        let pending = local.get_mut(client)?;
+        let base = if pending.writes.is_empty() { base } else { base.max(*seq) };
+        pending.saw(maps, base);
         body.clear();
-        pending.encode(document, body);
+        pending.encode(replicas, names, body);
         let counter = u64::from(pending.first);
-        document.local.recycle(pending);
-        let next_counter = u64::from(document.replicas[client as usize].next);
+        local.taken(client);
+        let next_counter = u64::from(replicas[client as usize].next);
         Some((ChangeRef { replica: self.replica, counter, base, body }, next_counter))
     }
 

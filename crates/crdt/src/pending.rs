@@ -1,10 +1,12 @@
 //! What local editing keeps in a document between its steps: the ops that no change has taken yet, and where
 //! the author was.
 
+use std::sync::Arc;
+
 use crate::body::{self, RawInsert, RawOp, RawRange, Ref, Scratch};
-use crate::document::Document;
+use crate::document::ReplicaState;
 use crate::id::{Client, Id};
-use crate::map::MapOp;
+use crate::map::{MapOp, Maps};
 use crate::wire::Reader;
 
 /// Memory beyond this is not kept for the next change.
@@ -81,19 +83,21 @@ impl Local {
         self.pending.iter().all(|pending| pending.ops.is_empty())
     }
 
-    /// Takes the replica's ops out, to make a change of them.
-    pub(crate) fn take(&mut self, client: Client) -> Option<Pending> {
-        let at =
-            self.pending.iter().position(|pending| pending.client == client && !pending.ops.is_empty())?;
-        Some(self.pending.swap_remove(at))
+    /// The replica's ops, to make a change of them; [`taken`](Local::taken) when that is done.
+    pub(crate) fn get_mut(&mut self, client: Client) -> Option<&mut Pending> {
+        self.pending.iter_mut().find(|pending| pending.client == client && !pending.ops.is_empty())
     }
 
-    /// Gives the memory of ops back that a change has taken.
-    pub(crate) fn recycle(&mut self, mut pending: Pending) {
-        pending.clear();
-        let spare = self.pending.iter().any(|pending| pending.ops.is_empty());
-        if !spare && pending.memory_bytes() <= SPARE_BYTES_MAX {
-            self.pending.push(pending);
+    /// A change has taken the ops of that replica. Their memory is used again.
+    pub(crate) fn taken(&mut self, client: Client) {
+        let own = |pending: &Pending| pending.client == client && !pending.ops.is_empty();
+        let Some(at) = self.pending.iter().position(own) else { return };
+        let one_is_enough = self.pending.len() > 1;
+        let pending = &mut self.pending[at];
+        if one_is_enough || pending.memory_bytes() > SPARE_BYTES_MAX {
+            self.pending.swap_remove(at);
+        } else {
+            pending.clear();
         }
     }
 
@@ -179,26 +183,26 @@ impl Pending {
 
     /// Its writes to maps may have been made before the newest entries came. They count as made now, so what
     /// came since is seen by them here as everywhere else.
-    pub(crate) fn saw(&self, document: &mut Document, base: u64) {
+    pub(crate) fn saw(&self, maps: &mut Maps, base: u64) {
         for op in &self.ops {
             if let PendingOp::Map { bytes: (start, end) } = *op {
                 let op = first_write(&self.writes[start..end]);
-                document.maps.saw(op.map, op.key, base);
+                maps.saw(op.map, op.key, base);
             }
         }
     }
 
     /// Adds the ops to `body`, in their canonical form.
-    pub(crate) fn encode(&mut self, document: &Document, body: &mut Vec<u8>) {
+    pub(crate) fn encode(&mut self, replicas: &[ReplicaState], names: &[Arc<str>], body: &mut Vec<u8>) {
         let Pending { client, ref ops, ref text, ref mut ranges, ref mut raw, ref writes, .. } = *self;
         for (n, op) in ops.iter().enumerate() {
             let more = n + 1 < ops.len();
             match *op {
                 PendingOp::Insert { id, len, left, right, inherited, text: (start, end), name } => {
                     let insert = RawInsert {
-                        left: reference(document, id, left),
-                        right: if inherited { Ref::Inherited } else { reference(document, id, right) },
-                        name: name.map(|text| &*document.names[text as usize]),
+                        left: reference(replicas, id, left),
+                        right: if inherited { Ref::Inherited } else { reference(replicas, id, right) },
+                        name: name.map(|text| &*names[text as usize]),
                         text: &text[start..end],
                         len,
                     };
@@ -206,7 +210,7 @@ impl Pending {
                 }
                 PendingOp::Delete { counter, ranges: (start, end) } => {
                     let op = Id::new(client, counter);
-                    canonical_ranges(document, op, &mut ranges[start..end], raw);
+                    canonical_ranges(replicas, op, &mut ranges[start..end], raw);
                     body::put_delete(body, raw, more);
                 }
                 PendingOp::Map { bytes: (start, end) } => {
@@ -222,21 +226,23 @@ impl Pending {
 }
 
 /// How the op at `from` names `id`.
-fn reference(document: &Document, from: Id, id: Id) -> Ref {
+fn reference(replicas: &[ReplicaState], from: Id, id: Id) -> Ref {
     if id.is_none() {
         Ref::None
     } else if id.client == from.client {
         Ref::Own(u64::from(from.counter - id.counter))
     } else {
-        Ref::Other { index: log_index(document, id.client), counter: u64::from(id.counter) }
+        Ref::Other { index: log_index(replicas, id.client), counter: u64::from(id.counter) }
     }
 }
 
 /// Own elements first, then by replica id, ascending; ranges that touch become one.
-fn canonical_ranges(document: &Document, op: Id, ranges: &mut [(Id, u32)], raw: &mut Vec<RawRange>) {
-    ranges.sort_unstable_by_key(|&(id, _)| {
-        (id.client != op.client, document.replicas[id.client as usize].id, id.counter)
-    });
+fn canonical_ranges(replicas: &[ReplicaState], op: Id, ranges: &mut [(Id, u32)], raw: &mut Vec<RawRange>) {
+    if ranges.len() > 1 {
+        ranges.sort_unstable_by_key(|&(id, _)| {
+            (id.client != op.client, replicas[id.client as usize].id, id.counter)
+        });
+    }
     raw.clear();
     let mut last: Option<(Id, u32)> = None;
     for &(id, len) in ranges.iter() {
@@ -248,7 +254,7 @@ fn canonical_ranges(document: &Document, op: Id, ranges: &mut [(Id, u32)], raw: 
             continue;
         }
         last = Some((id, len));
-        raw.push(match reference(document, op, id) {
+        raw.push(match reference(replicas, op, id) {
             Ref::Other { index, counter } => {
                 RawRange { index: Some(index), from: counter, len: u64::from(len) }
             }
@@ -259,8 +265,8 @@ fn canonical_ranges(document: &Document, op: Id, ranges: &mut [(Id, u32)], raw: 
 }
 
 /// An edit that would have to name a replica without an index is refused.
-fn log_index(document: &Document, client: Client) -> u64 {
-    u64::from(document.replicas[client as usize].log_index.expect("what cannot be named is refused"))
+fn log_index(replicas: &[ReplicaState], client: Client) -> u64 {
+    u64::from(replicas[client as usize].log_index.expect("what cannot be named is refused"))
 }
 
 #[cfg(test)]
