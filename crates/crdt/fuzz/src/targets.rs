@@ -1,4 +1,5 @@
-//! One function for each decoder: takes any bytes, and panics when a promise is broken. Nothing here is random.
+//! One function for each decoder: takes any bytes, and panics when a promise is broken. Each says whether the bytes got
+//! through. Nothing here is random.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -75,29 +76,30 @@ fn submit(document: &mut Document, log: &mut EntryWriter, change: &Change) {
 
 /// The first two bytes: how many changes; whose, and of which strategy the document is. The rest is a push of theirs
 /// to [`example`].
-pub fn push(data: &[u8]) {
-    let Some((&[count, author], bytes)) = data.split_first_chunk() else { return };
+pub fn push(data: &[u8]) -> bool {
+    let Some((&[count, author], bytes)) = data.split_first_chunk() else { return false };
     let mut document = example(author / 5).0.clone();
     let replica = [AUTHORS[0], AUTHORS[1], AUTHORS[2], ReplicaId(77), ReplicaId(0)][usize::from(author % 5)];
     let first = document.next_counter(replica);
     let mut again = PushWriter::new();
-    let mut next = first;
+    let (mut next, mut taken) = (first, true);
     for change in read_push(replica, first, u32::from(count), bytes) {
-        let Ok((change, after)) = change else { return };
+        let Ok((change, after)) = change else { return false };
         assert_eq!(change.counter, next, "counters are dense");
         assert!(after > next, "a change takes a counter");
         assert_eq!(document.hash_of(change).ok().map(|(counter, _)| counter).unwrap_or(after), after);
         again.push(change.base, change.body);
         next = after;
-        apply(&mut document, change, after);
+        taken &= apply(&mut document, change, after);
     }
     assert_eq!(again.count(), u32::from(count));
     assert_eq!(again.finish(), bytes, "there is one way of writing a push");
     use_it(&mut document);
+    taken
 }
 
 /// All or nothing, and known from then on.
-fn apply(document: &mut Document, change: ChangeRef<'_>, after: u64) {
+fn apply(document: &mut Document, change: ChangeRef<'_>, after: u64) -> bool {
     let (state, version, indices) = (document.state_hash(), document.version(), document.replica_count());
     let admission = Admission { stamp_max: Some(1_000_000) };
     match document.admit(change, &admission) {
@@ -106,18 +108,20 @@ fn apply(document: &mut Document, change: ChangeRef<'_>, after: u64) {
             assert_eq!(document.next_counter(change.replica), after);
             assert_eq!(document.hash_of(change), Ok((after, applied.hash)));
             assert!(document.apply(change).is_err(), "a change counts once");
+            true
         }
         Err(_) => {
             assert_eq!(document.state_hash(), state, "a refused change leaves nothing behind");
             assert_eq!((document.version(), document.replica_count()), (version, indices));
+            false
         }
     }
 }
 
 /// The first two bytes: how many entries, twice, and odd when they follow the log of [`example`], else they are the
 /// whole log; the strategy.
-pub fn entries(data: &[u8]) {
-    let Some((&[count, strategy], bytes)) = data.split_first_chunk() else { return };
+pub fn entries(data: &[u8]) -> bool {
+    let Some((&[count, strategy], bytes)) = data.split_first_chunk() else { return false };
     let (mut document, tip) = match count & 1 {
         1 => {
             let (document, tip, _) = example(strategy);
@@ -156,7 +160,7 @@ pub fn entries(data: &[u8]) {
         match entry {
             Ok(entry) => {
                 assert_eq!(entry.seq, tip + 1 + u64::from(again.count()));
-                let Ok(index) = u32::try_from(entry.index) else { return };
+                let Ok(index) = u32::try_from(entry.index) else { return false };
                 again.push(entry.seq, index, entry.new, entry.base, entry.body);
             }
             Err(_) => whole = false,
@@ -169,6 +173,7 @@ pub fn entries(data: &[u8]) {
     }
     // What came before the flaw has been applied, and is a document like any other.
     use_it(&mut document);
+    received.is_ok()
 }
 
 /// The characters of texts by name, and the values of maps by name and key.
@@ -188,28 +193,29 @@ fn shown(document: &Document) -> Shown {
 }
 
 /// Any text as a value of a map.
-pub fn json(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    let Ok(canonical) = canonical_json(text) else { return };
+pub fn json(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let Ok(canonical) = canonical_json(text) else { return false };
     assert_eq!(canonical_json(&canonical).as_deref(), Ok(&*canonical), "there is one canonical spelling");
     let mut document = Document::new();
     let mut edit = document.edit(AUTHORS[0]);
     if edit.set("", "key", text, Hlc::at(1), None).is_err() {
-        return;
+        return false;
     }
     let change = edit.commit(0).expect("something was done");
     assert_eq!(document.map("").and_then(|map| map.get("key")).map(|value| value.value), Some(&*canonical));
     let mut other = Document::new();
     other.apply(change.as_ref()).expect("what was set can be told");
     assert_eq!(other.state_hash(), document.state_hash());
+    true
 }
 
 /// The first byte odd: the rest is what a saved document holds when it is unpacked. Else it is the saved bytes, apart
 /// from the checksum.
-pub fn document(data: &[u8]) {
-    let Some((&kind, bytes)) = data.split_first() else { return };
+pub fn document(data: &[u8]) -> bool {
+    let Some((&kind, bytes)) = data.split_first() else { return false };
     let saved = if kind & 1 == 1 { pack(bytes) } else { seal(bytes.to_vec()) };
-    let Ok(mut document) = Document::decode(&saved) else { return };
+    let Ok(mut document) = Document::decode(&saved) else { return false };
     assert!(document.memory_bytes() < 64 * 1024 + 1024 * 255 * bytes.len());
     let again = document.encode();
     let loaded = Document::decode(&again).expect("what was saved");
@@ -230,6 +236,7 @@ pub fn document(data: &[u8]) {
         );
     }
     use_it(&mut document);
+    true
 }
 
 /// A document that came through must be one that works.
