@@ -160,3 +160,6 @@ impl Id {
 
 /// A document holds counters as 32 bit; a replica that has used them up must be replaced by a new one.
 pub(crate) const COUNTER_MAX: u64 = u32::MAX as u64 - 1;
+
+/// Logs number their entries as signed 64 bit; so there is a number after each.
+pub(crate) const SEQ_MAX: u64 = i64::MAX as u64;

@@ -6,7 +6,7 @@ use crate::body::{self, RawOp};
 use crate::check::Checked;
 use crate::document::{Document, Observer, Origin};
 use crate::error::{Flaw, Malformed, Refusal};
-use crate::id::{Client, Id, OpId, ReplicaId};
+use crate::id::{Client, Id, OpId, ReplicaId, SEQ_MAX};
 use crate::map::Hlc;
 use crate::record::{EntryHead, read_entry_head};
 use crate::wire::Reader;
@@ -144,7 +144,8 @@ impl Document {
         on: &mut impl Observer,
     ) -> Result<(), Refusal> {
         let mut reader = Reader::new(entries);
-        if first_seq == 0 || first_seq.checked_add(u64::from(count)).is_none() {
+        let behind = first_seq.checked_add(u64::from(count));
+        if first_seq == 0 || behind.is_none_or(|behind| behind > SEQ_MAX) {
             return Err(Malformed { offset: 0, flaw: Flaw::Bounds }.into());
         }
         if first_seq > known.saturating_add(1) {

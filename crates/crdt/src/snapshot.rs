@@ -5,7 +5,7 @@ use crate::change::truncate;
 use crate::columns;
 use crate::document::{Document, Limits, ReplicaState};
 use crate::error::{Flaw, Malformed};
-use crate::id::{COUNTER_MAX, Hash, ReplicaId};
+use crate::id::{COUNTER_MAX, Hash, ReplicaId, SEQ_MAX};
 use crate::map::Strategy;
 use crate::map::save::WRITE_BYTES_MAX;
 use crate::sequence::Unfinished;
@@ -120,7 +120,7 @@ impl Document {
             return Err(Malformed { offset: 0, flaw: Flaw::UnknownFormat });
         };
         let mut document = Document::with_strategy(strategy, limits);
-        document.seq = reader.varint()?;
+        document.seq = reader.bounded(SEQ_MAX)?;
         document.read_replicas(&mut reader)?;
         let mut unfinished = Unfinished::new(document.replicas.iter().map(|replica| replica.next), raw.len());
         let texts = reader.bounded(limits.doubled().containers_max as u64)?;

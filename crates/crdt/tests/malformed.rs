@@ -188,6 +188,9 @@ fn pack(raw: &[u8]) -> Vec<u8> {
     seal(bytes)
 }
 
+/// How many of the saved documents have a flaw in their frame.
+const FRAMES: usize = 6;
+
 /// Saved documents.
 fn documents() -> Vec<Value> {
     let magic = Document::new().encode()[..4].to_vec();
@@ -217,6 +220,7 @@ fn documents() -> Vec<Value> {
         ),
         ("packed bytes that are none", seal([magic, vec![4, 0xff, 0xff]].concat())),
         ("an unknown strategy", pack(&[9, 0, 0, 0, 0])),
+        ("a seq beyond 63 bits", pack(&[1, 128, 128, 128, 128, 128, 128, 128, 128, 128, 1, 0, 0, 0])),
         ("bytes left over", pack(&[1, 0, 0, 0, 0, 0])),
         ("a replica of id 0", pack(&[&[1, 0, 1][..], &[0; 8], &[0, 0, 0, 0, 0]].concat())),
         ("a replica twice", pack(&[&[1, 0, 2][..], &ann(1, 0, 1), &ann(1, 0, 2), &[0, 0]].concat())),
@@ -255,11 +259,13 @@ fn documents() -> Vec<Value> {
             pack(&text(ann(3, 0, 1), &[1, 0x40 | 6 | 16, 0, 0, 1, 0, 1, 3, 1, b'h'])),
         ),
     ];
-    let row = |(name, bytes): (&str, Vec<u8>)| {
+    let row = |(n, (name, bytes)): (usize, (&str, Vec<u8>))| {
         let flaw = Document::decode(&bytes).expect_err(name);
-        json!({ "name": name, "document": hex(&bytes), "verdict": format!("{flaw:?}") })
+        // Of what is packed only that it is refused: a loader may find one flaw before the other.
+        let verdict = if n < FRAMES { format!("{flaw:?}") } else { "Malformed".to_owned() };
+        json!({ "name": name, "document": hex(&bytes), "verdict": verdict })
     };
-    documents.into_iter().map(row).collect()
+    documents.into_iter().enumerate().map(row).collect()
 }
 
 // enforces: I-12

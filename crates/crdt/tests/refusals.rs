@@ -244,6 +244,7 @@ fn runs_of_entries_that_do_not_fit() {
     let malformed = |offset, flaw| Err(Refusal::Malformed(Malformed { offset, flaw }));
     assert_eq!(document.replay(0, count, &bytes, 0), malformed(0, Flaw::Bounds));
     assert_eq!(document.replay(u64::MAX, 2, &bytes, u64::MAX - 1), malformed(0, Flaw::Bounds));
+    assert_eq!(document.replay(1 << 63, 1, &bytes, u64::MAX), malformed(0, Flaw::Bounds));
     document.replay(1, count, &bytes, 0).unwrap();
     // The same replica as new once more.
     let mut run = EntryWriter::new();
