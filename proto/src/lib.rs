@@ -29,3 +29,6 @@ pub const JSON_EXT_SUBPROTOCOL: &str = "manyhands.json.v1.ext";
 
 /// The version of the binary protocol that this build speaks, the oldest and the newest.
 pub const PROTOCOL_VERSIONS: (u32, u32) = (1, 1);
+
+/// Heads that an `Open` may name; more are as good as unknown.
+pub const HEADS_MAX: usize = 1024;

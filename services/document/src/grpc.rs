@@ -9,7 +9,7 @@ use manyhands_history::Strategy;
 use manyhands_process::telemetry;
 use manyhands_proto::v1::document_service_server::DocumentService;
 use manyhands_proto::v1::{self, open_response::Part};
-use manyhands_proto::{CHAIN_BYTES, Code, DocumentName, Incarnation, Position, Seq};
+use manyhands_proto::{CHAIN_BYTES, Code, DocumentName, HEADS_MAX, Incarnation, Position, Seq};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, Span};
@@ -20,9 +20,6 @@ use crate::request::{Grant, Open, Opened, Read, Refused, Submit, Submitted, wire
 
 /// Most bytes of entries or state in one message of an open stream.
 pub(crate) const PART_BYTES: usize = 256 * 1024;
-
-/// Heads that an open may name; with more of them it gets the state.
-const HEADS_MAX: usize = 1024;
 
 type OpenStream = Pin<Box<dyn Stream<Item = Result<v1::OpenResponse, Status>> + Send>>;
 

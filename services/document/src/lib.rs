@@ -139,8 +139,10 @@ impl Server {
     pub fn service(&self) -> DocumentServiceServer<Server> {
         // A request holds changes up to their limit and little else; an answer holds one part.
         let request_max = self.node.config().limits.submit_bytes_max + 64 * 1024;
+        // Every replica may be a head; one takes 16 bytes of hash, two numbers and what frames them.
+        let heads_max = self.node.config().limits.replicas_max.saturating_mul(48);
         DocumentServiceServer::new(self.clone())
             .max_decoding_message_size(request_max)
-            .max_encoding_message_size(2 * grpc::PART_BYTES + 64 * 1024)
+            .max_encoding_message_size(2 * grpc::PART_BYTES + 64 * 1024 + heads_max)
     }
 }

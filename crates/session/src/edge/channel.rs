@@ -4,7 +4,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use manyhands_crdt::ReplicaId;
 use manyhands_proto::v1::server_frame::Frame as ServerFrame;
-use manyhands_proto::{Chain, Code, DocumentName, Incarnation, Position, Seq, v1};
+use manyhands_proto::{Chain, Code, DocumentName, HEADS_MAX, Incarnation, Position, Seq, v1};
 
 use super::presence::Roster;
 use super::send_queue::SendQueue;
@@ -179,7 +179,7 @@ impl Channel {
             can_write: self.writes && self.replica.is_some(),
             state_bytes: state_bytes as u64,
             strategy: strategy.into(),
-            heads: heads.into_iter().map(|head| head.hash).collect(),
+            heads: heads_of(heads),
         };
         with.queue.send(with.now, ServerFrame::Opened(opened), out);
         self.newest = self.newest.max(position.seq);
@@ -443,4 +443,10 @@ impl Open {
         let needed_from = if self.missing { Duration::ZERO } else { self.believed_until? };
         Some(needed_from.max(self.fetch_at))
     }
+}
+
+/// What a client is told of a document's heads: none when there are more than it could name.
+fn heads_of(heads: Vec<v1::Head>) -> Vec<Bytes> {
+    let few = heads.len() <= HEADS_MAX;
+    heads.into_iter().filter(|_| few).map(|head| head.hash).collect()
 }

@@ -322,3 +322,17 @@ fn a_client_with_a_position_needs_no_heads() {
     let outcome = session.says(ClientFrame::Open(v1::Open { have: Some(have), ..open }));
     assert!(matches!(&outcome.asked[..], [Effect::Open { heads, .. }] if heads.is_empty()), "{outcome:?}");
 }
+
+#[test]
+fn more_heads_than_a_client_may_name_are_not_told() {
+    for (count, told) in [(1024, 1024), (1025, 0)] {
+        let mut session = Session::greeted();
+        let outcome = session.says(open(1, "demo"));
+        let [Effect::Open { channel, .. }] = outcome.asked[..] else { panic!("{outcome:?}") };
+        let head = v1::Head { hash: vec![7; 16].into(), replica: 9, seq: 5 };
+        let answer = Opened { heads: vec![head; count], ..opened(5) };
+        let outcome = session.input(Input::Opened { channel, result: Ok(answer) });
+        let [ServerFrame::Opened(opened)] = &outcome.frames[..] else { panic!("{outcome:?}") };
+        assert_eq!(opened.heads.len(), told);
+    }
+}
