@@ -20,6 +20,10 @@ pub(crate) struct Channel {
     /// Whether the token allows it.
     writes: bool,
     phase: Phase,
+    /// What is known here is about this one.
+    history: Option<Incarnation>,
+    /// In which the owner was asked last.
+    asked_in: Option<Incarnation>,
     uplink: Uplink,
     /// The newest seq that was heard of, sent or not.
     newest: Seq,
@@ -83,6 +87,8 @@ impl Channel {
             choice,
             writes,
             phase: Phase::Waiting,
+            history: None,
+            asked_in: None,
             uplink: Uplink::new(replica(random)),
             newest: Seq(0),
             seen: Seq(0),
@@ -110,20 +116,19 @@ impl Channel {
         out: &mut Vec<Effect>,
     ) -> Step {
         let state = result?;
-        match self.phase {
-            Phase::Waiting => return Ok(()),
-            Phase::Joining => {}
-            Phase::Open { incarnation, .. } if incarnation == state.position.incarnation => {
-                self.pass(state.position.seq, with, out);
-            }
-            Phase::Open { .. } => {
-                let refusal = Refusal::new(Code::HistoryReset, "the workspace's history was replaced");
-                let mut news = Vec::new();
-                self.uplink.reset(replica(with.random), &refusal, &mut news);
-                self.tell(news, with, out);
-                (self.newest, self.seen) = (Seq(0), Seq(0));
-            }
+        if self.phase == Phase::Waiting {
+            return Ok(());
         }
+        let history = state.position.incarnation;
+        if self.history.is_some_and(|before| before != history) {
+            let mut news = Vec::new();
+            self.uplink.reset(replica(with.random), &replaced(), &mut news);
+            self.tell(news, with, out);
+            (self.newest, self.seen) = (Seq(0), Seq(0));
+        } else {
+            self.pass(state.position.seq, with, out);
+        }
+        self.history = Some(history);
         self.init(&state, with, out);
         Ok(())
     }
@@ -308,25 +313,34 @@ impl Channel {
         with: &mut Surroundings<'_>,
         out: &mut Vec<Effect>,
     ) {
-        let reset = matches!(&result, Err(refusal) if refusal.code == Code::HistoryReset);
-        if let Ok(Submitted { seq, .. }) = &result {
-            self.newest = self.newest.max(*seq);
-        }
+        // What was stored in a history that is no more is not stored.
+        let result = if self.asked_in == self.history { result } else { Err(replaced()) };
         let mut news = Vec::new();
-        self.uplink.answered(result, replica(with.random), &mut news);
-        let Phase::Open { incarnation, sent } = self.phase else { return self.tell(news, with, out) };
-        if sent < self.newest {
-            self.believed_until.get_or_insert(with.now + with.config.bus_max);
-        }
-        if reset {
-            // The mirror is of the old history and may not know it yet.
-            let refusal = Refusal::new(Code::HistoryReset, "the workspace's history was replaced");
-            self.uplink.reset(replica(with.random), &refusal, &mut news);
-            self.phase = Phase::Joining;
-            out.push(self.join(Some(incarnation)));
+        match result {
+            Err(refusal) if refusal.code == Code::HistoryReset => {
+                self.uplink.again(replica(with.random), &replaced(), &mut news);
+                if let Phase::Open { incarnation, .. } = self.phase
+                    && self.asked_in == Some(incarnation)
+                {
+                    // The mirror is of the old history and may not know it yet.
+                    self.phase = Phase::Joining;
+                    out.push(self.join(Some(incarnation)));
+                }
+            }
+            result => {
+                if let Ok(Submitted { seq, .. }) = &result {
+                    self.newest = self.newest.max(*seq);
+                }
+                self.uplink.answered(result, replica(with.random), &mut news);
+            }
         }
         self.tell(news, with, out);
         self.pass_late(with, out);
+        if let Phase::Open { sent, .. } = self.phase
+            && sent < self.newest
+        {
+            self.believed_until.get_or_insert(with.now + with.config.bus_max);
+        }
     }
 
     fn tell(&mut self, news: Vec<News>, with: &mut Surroundings<'_>, out: &mut Vec<Effect>) {
@@ -392,12 +406,13 @@ impl Channel {
             out.push(self.join(None));
         }
         let Phase::Open { incarnation, sent } = self.phase else { return };
-        let document = || self.document.clone();
         if let Some((key, timestamp)) = self.uplink.next_unchecked() {
-            out.push(Effect::Recall { channel: ID, document: document(), key, timestamp });
+            let document = self.document.clone();
+            out.push(Effect::Recall { channel: ID, document, key, timestamp });
         }
         if let Some(Batch { replica, first_counter, count, changes }) = self.uplink.next_batch(limits) {
-            let document = document();
+            self.asked_in = Some(incarnation);
+            let document = self.document.clone();
             out.push(Effect::Submit {
                 channel: ID,
                 document,
@@ -448,6 +463,10 @@ impl Channel {
 
 /// The last microsecond that a timestamp can name.
 const MICROS_MAX: u64 = (1 << 53) - 1;
+
+fn replaced() -> Refusal {
+    Refusal::new(Code::HistoryReset, "the workspace's history was replaced")
+}
 
 /// A random replica; never 0.
 fn replica(random: &mut Random) -> ReplicaId {

@@ -30,6 +30,9 @@ pub(super) struct Uplink {
     bytes: usize,
 }
 
+/// How often an op is submitted to histories that are no more.
+const TRIES_MAX: u32 = 4;
+
 /// An op of this session on its way.
 #[derive(Debug)]
 struct Own {
@@ -39,6 +42,8 @@ struct Own {
     /// The client's, if it gave one.
     timestamp: Option<u64>,
     base: Seq,
+    /// How often it was submitted to a history that was no more.
+    tries: u32,
     body: Vec<u8>,
     /// How often it is to be sent back: once, and once more for each repetition.
     echoes: u32,
@@ -138,6 +143,7 @@ impl Uplink {
             key,
             timestamp,
             base: at.base,
+            tries: 0,
             body,
             echoes: 1,
             echoed: false,
@@ -263,10 +269,37 @@ impl Uplink {
         }
     }
 
-    /// The history is another: nothing of this session is in it, and nothing that it made for the old one can be.
+    /// The history that the batch was made for is no more. What its author made without having seen anything of it,
+    /// as on a workspace that was empty, is as good in the next one; the rest is refused.
+    pub(super) fn again(&mut self, fresh: ReplicaId, refusal: &Refusal, out: &mut Vec<News>) {
+        self.renew(fresh);
+        let batch = std::mem::take(&mut self.submitted);
+        for mut own in batch {
+            own.tries += 1;
+            if own.base == Seq(0) && own.tries < TRIES_MAX && !own.echoed {
+                self.submitted.push_back(own);
+            } else {
+                self.refuse(own, refusal, Bytes::new(), out);
+            }
+        }
+        self.wait_again();
+    }
+
+    /// The history is another. As for [`again`](Uplink::again), for all that is not on its way to the owner.
     pub(super) fn reset(&mut self, fresh: ReplicaId, refusal: &Refusal, out: &mut Vec<News>) {
         self.renew(fresh);
-        self.refuse_waiting(refusal, out);
+        self.checking = false;
+        for (waiting, unchecked) in
+            [(std::mem::take(&mut self.waiting), false), (std::mem::take(&mut self.unchecked), true)]
+        {
+            for own in waiting {
+                match (own.base, unchecked) {
+                    (Seq(0), true) => self.unchecked.push_back(own),
+                    (Seq(0), false) => self.waiting.push_back(own),
+                    _ => self.refuse(own, refusal, Bytes::new(), out),
+                }
+            }
+        }
         while let Some(own) = self.durable.pop_front() {
             self.refuse(own, refusal, Bytes::new(), out);
         }

@@ -268,3 +268,74 @@ fn an_echo_that_comes_late_does_not_bring_back_what_is_gone() {
     let result = session.mirror.since(after);
     assert_eq!(take(&session.input(Input::Missed { channel: CHANNEL, result })), Some(json!(2)));
 }
+
+#[test]
+fn an_op_on_an_empty_workspace_outlives_its_history() {
+    let mut session = Session::open(false);
+    let asked = session.put(1).asked;
+    session.put(2);
+    // The owner is another, which has another history for a workspace that has none.
+    let reset = Err(Refusal::from(Code::HistoryReset));
+    let outcome = session.input(Input::Submitted { channel: CHANNEL, result: reset.clone() });
+    assert!(outcome.frames.is_empty(), "{outcome:?}");
+    let [Effect::Submit { incarnation: old, replica: first, .. }] = asked[..] else { panic!("{asked:?}") };
+    let [Effect::Mirror { lost, .. }] = outcome.asked[..] else { panic!("{outcome:?}") };
+    assert_eq!(lost, Some(old));
+    let mut state = session.mirror.state().unwrap();
+    state.position.incarnation.0 += 1;
+    let outcome = session.input(Input::Mirrored { channel: CHANNEL, result: Ok(state.clone()) });
+    assert_eq!((outcome.frames.len(), &outcome.frames[0]["type"]), (1, &json!("init")));
+    let [Effect::Submit { incarnation, replica, count, .. }] = outcome.asked[..] else {
+        panic!("{outcome:?}")
+    };
+    assert!(incarnation == state.position.incarnation && replica != first && count == 2, "{outcome:?}");
+    // What was made on something is refused when that is no more, and what comes late about it changes nothing.
+    session.submit(&outcome.asked);
+    session.bus();
+    let asked = session.put(3).asked;
+    assert_eq!(asked.len(), 1);
+    state.position.incarnation.0 += 1;
+    let outcome = session.input(Input::Mirrored { channel: CHANNEL, result: Ok(state) });
+    assert_eq!((outcome.frames.len(), outcome.asked.len()), (1, 0), "{outcome:?}");
+    let outcome = session.input(Input::Submitted { channel: CHANNEL, result: reset });
+    assert_eq!((outcome.frames.len(), &outcome.frames[0]["code"]), (1, &json!(409)), "{outcome:?}");
+    assert!(outcome.asked.is_empty(), "the mirror is the new one: {outcome:?}");
+    let asked = session.put(4).asked;
+    assert!(matches!(asked[..], [Effect::Submit { first_counter: 0, .. }]), "{asked:?}");
+}
+
+proptest::proptest! {
+    // enforces: I-12
+    #[test]
+    fn whatever_is_said_is_answered_with_a_frame_or_taken(
+        words in proptest::collection::vec(word(), 0..12),
+        extended in proptest::bool::ANY,
+    ) {
+        let mut session = Session::open(extended);
+        let outcome = session.input(Input::Text(words.concat().into()));
+        proptest::prop_assert!(outcome.frames.len() + outcome.asked.len() <= 2, "{outcome:?}");
+        proptest::prop_assert!(outcome.closed.is_none());
+    }
+}
+
+/// A piece of a message, or of none.
+fn word() -> impl proptest::strategy::Strategy<Value = String> {
+    use proptest::prelude::*;
+    const PIECES: &[&str] = &[
+        r#"{"type":"op","payload":{"key":"k","value":"#,
+        r#"{"type":"del","payload":{"key":"k""#,
+        r#"{"type":"presence","payload":"#,
+        r#"{"type":"token","payload":{"token":""#,
+        r#"{"type":"ping"}"#,
+        r#","timestamp":1763661900000000"#,
+        r#","expect":0"#,
+        "}}",
+        "}",
+        "\"",
+        "\\ud800",
+        "[",
+        "1e400",
+        "null",
+    ];
+    prop_oneof![proptest::sample::select(PIECES).prop_map(str::to_owned), ".{0,8}"]
+}

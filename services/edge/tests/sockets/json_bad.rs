@@ -390,3 +390,32 @@ async fn what_the_owner_refuses_does_not_take_what_is_behind_it() {
     }
     assert_eq!(scene.running.documents.root("demo"), json!({ "l": "two" }));
 }
+
+// enforces: I-10
+#[tokio::test]
+async fn a_workspace_that_outgrows_the_edge_ends_its_json_sessions_with_what_to_do() {
+    let limits = Limits { mirror_bytes_max: ByteSize(128 * 1024), ..Limits::default() };
+    let running = merging_with(Config { limits, ..config() }).await;
+    let mut ada = Bare::connect(&running, "read write", "", None).await;
+    ada.next().await;
+    for n in 0..3 {
+        ada.put(&format!("k{n}"), json!("x".repeat(60_000))).await;
+    }
+    let error = ada.of("error").await;
+    assert_eq!((&error["code"], &error["reason"]), (&json!(413), &json!("too_large")), "{error}");
+    assert_eq!(ada.closed().await.0, 1009);
+    // It is as it was, for those who speak the binary protocol.
+    let mut binary = running.greet("read").await;
+    assert!(binary.open(1, "demo", 0).await.state_bytes > 0);
+}
+
+// enforces: I-10
+#[tokio::test]
+async fn beyond_what_all_mirrors_may_take_a_session_is_told_to_come_back() {
+    let limits = Limits { mirrors_bytes_max: ByteSize(16), ..Limits::default() };
+    let running = merging_with(Config { limits, ..config() }).await;
+    let mut ada = Bare::connect(&running, "read write", "", None).await;
+    let error = ada.next().await;
+    assert_eq!((&error["code"], &error["reason"]), (&json!(429), &json!("overloaded")), "{error}");
+    assert_eq!(ada.closed().await.0, 1013);
+}
