@@ -7,6 +7,7 @@ mod cluster;
 mod commands;
 mod converge;
 mod dev;
+mod drill;
 mod rules;
 mod seed;
 mod trace;
