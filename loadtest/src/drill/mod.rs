@@ -160,7 +160,8 @@ impl Drill {
             elapsed_s: started.elapsed().as_secs_f64(),
             ..report
         };
-        if !report.passed() {
+        // A process that ended by itself has said why in its log.
+        if !report.passed() || !report.ended_by_themselves.is_empty() {
             let path = dir.join("history.jsonl");
             report::write_history(&path, &history)?;
             bar.println(format!("the history and every log: {}", dir.display()));
