@@ -430,3 +430,53 @@ async fn error_403_write_attempted_with_read_only_scope(target: &Target) {
     bare.dial("eve", &target.urls[0], &format!("/v1/sync/{workspace}?token={other}"), json!({}));
     assert_eq!(bare.event("eve", &["refused", "open"]).await["status"], 403);
 }
+
+/// The database is gone: the author is told, in the end, and nobody is shown what is not durable. With one process
+/// there is no such moment: a disk that fails ends it.
+// enforces: I-1
+#[tokio::test(flavor = "multi_thread")]
+async fn error_500_internal_error_when_persistence_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path(), BINARY);
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(options)).await.unwrap().unwrap();
+    let urls = <[String; 2]>::try_from(cluster.edge_urls()).unwrap();
+    let secret_file = Some(cluster.secret_file().to_owned());
+    let shared = Arc::new((cluster, folder));
+    let target = Target { urls, secret_file, _running: Running::Cluster(shared.clone()) };
+    let workspace = workspace();
+    let mut bare = two(&target, &workspace).await;
+    bare.op("ada", "before", json!(1));
+    for client in ["ada", "bob"] {
+        assert_eq!(bare.message(client).await["payload"]["key"], "before");
+    }
+    drop(target);
+    let (mut cluster, folder) = Arc::into_inner(shared).unwrap();
+    tokio::task::block_in_place(|| cluster.postgres.kill());
+    bare.op("ada", "lost", json!(2));
+    let error = bare.message("ada").await;
+    assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!(500)), "{error}");
+    assert_eq!(error["ref"]["key"], "lost", "{error}");
+    assert!(error["fix"].as_str().is_some_and(|fix| !fix.is_empty()), "{error}");
+
+    // When it is back, the same socket goes on. What was answered with 500 may be in the log or not, but whoever
+    // is shown it is shown what is there.
+    tokio::task::block_in_place(|| cluster.postgres.restart().unwrap());
+    let mut message = loop {
+        bare.op("ada", "after", json!(3));
+        let message = bare.message("ada").await;
+        if message["type"] == "op" {
+            break message;
+        }
+        assert_eq!(message["code"], 500, "{message}");
+    };
+    while message["payload"]["key"] != "after" {
+        assert_eq!(message["payload"]["key"], "lost");
+        message = bare.message("ada").await;
+    }
+    let mut arguments = vec!["--workspace", &workspace[..], "--scope", "read"];
+    let secret = cluster.secret_file().to_owned();
+    arguments.extend(["--secret-file", secret.to_str().unwrap()]);
+    let init = bare.connect("newcomer", &cluster.edge_urls()[1], &workspace, &token(&arguments)).await;
+    assert_eq!((&init["data"]["before"], &init["data"]["after"]), (&json!(1), &json!(3)));
+    tokio::task::spawn_blocking(move || drop((cluster, folder))).await.unwrap();
+}
