@@ -139,6 +139,7 @@ pub struct Sender {
 /// Receives.
 pub struct Receiver {
     stream: SplitStream<Stream>,
+    bytes: u64,
 }
 
 /// Connects and waits for the state.
@@ -163,7 +164,7 @@ pub async fn connect(
     // It is large, and over soon.
     let stream = Box::pin(handshake(&address, token, protocol, &options)).await?;
     let (sink, stream) = stream.split();
-    let mut receiver = Receiver { stream };
+    let mut receiver = Receiver { stream, bytes: 0 };
     match receiver.next().await {
         Ok(Some(Message::Init(init))) => Ok((init, Sender { stream: sink }, receiver)),
         Ok(Some(Message::Error(refusal))) => Err(ConnectError::Refused {
@@ -224,6 +225,12 @@ impl Sender {
 }
 
 impl Receiver {
+    /// Bytes of the messages that came so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The next message; `None` when the connection ended in good order.
     ///
     /// # Errors
@@ -232,7 +239,10 @@ impl Receiver {
         loop {
             match self.stream.next().await {
                 None => return Ok(None),
-                Some(Ok(Frame::Text(text))) => return read(&text).map(Some),
+                Some(Ok(Frame::Text(text))) => {
+                    self.bytes += text.len() as u64;
+                    return read(&text).map(Some);
+                }
                 Some(Ok(Frame::Close(Some(frame)))) if u16::from(frame.code) != 1000 => {
                     let (code, reason) = (frame.code.into(), frame.reason.to_string());
                     return Err(JsonError::Closed { code, reason });

@@ -34,7 +34,9 @@ struct Seen {
 struct Told {
     /// The state, as the messages say it.
     state: BTreeMap<String, String>,
-    /// Writes that came back to their author.
+    /// Writes of its own.
+    own: BTreeSet<u64>,
+    /// Those of them that are durable.
     acked: BTreeSet<u64>,
     /// Writes that came more than once.
     doubled: usize,
@@ -94,6 +96,7 @@ impl Crowd {
                     let member = rand::random_range(0..members.len());
                     let message = json::op(&key(n), &n.to_string(), None, None);
                     sent += message.len() as u64;
+                    members[member].seen.told(|told| told.own.insert(n));
                     if members[member].outbox.send(message).is_ok() {
                         members[member].wrote.push(n);
                     }
@@ -215,14 +218,14 @@ async fn receive(mut receiver: Receiver, seen: Arc<Seen>, schedule: Schedule) {
         match message {
             Ok(Some(Message::Op { key, value, .. })) => {
                 let Some(n) = number(&key) else { continue };
-                let size = key.len() + value.len();
-                let first = seen.told(|told| {
-                    told.bytes += size as u64;
+                let bytes = receiver.bytes();
+                let others = seen.told(|told| {
+                    told.bytes = bytes;
                     let first = told.state.insert(key, value).is_none();
                     told.doubled += usize::from(!first);
-                    first
+                    first && !told.own.contains(&n)
                 });
-                if first {
+                if others {
                     schedule.latency.record([schedule.since_due(n, now)]);
                 }
             }
