@@ -33,6 +33,7 @@ mod edit;
 mod error;
 mod heads;
 mod id;
+mod idle;
 mod keystroke;
 mod map;
 mod pending;
@@ -49,6 +50,7 @@ pub use edit::Edit;
 pub use error::{Conflict, EditError, Flaw, Malformed, Refusal};
 pub use heads::Heads;
 pub use id::{Hash, OpId, ReplicaId, VersionVector};
+pub use idle::IdleDocument;
 pub use map::{
     Clock, Hlc, JSON_DEPTH_MAX, JsonFlaw, JsonProblem, KEY_BYTES_MAX, MAP_NAME_BYTES_MAX, MapOp, MapValue,
     MapView, Strategy, UnknownStrategy, canonical_json, map_change_body, read_map_ops,

@@ -105,23 +105,8 @@ impl Document {
     /// # Errors
     /// With the first flaw that was found; [`Flaw::Bounds`] when it is beyond twice the limits.
     pub fn decode_with_limits(bytes: &[u8], limits: Limits) -> Result<Document, Malformed> {
-        let Some(end) = bytes.len().checked_sub(CHECKSUM_BYTES) else {
-            return Err(Malformed { offset: bytes.len(), flaw: Flaw::Truncated });
-        };
-        if !bytes.starts_with(MAGIC) {
-            return Err(Malformed { offset: 0, flaw: Flaw::UnknownFormat });
-        }
-        if truncate(blake3::hash(&bytes[..end])) != bytes[end..] {
-            return Err(Malformed { offset: end, flaw: Flaw::Checksum });
-        }
-        let raw = unpack(&bytes[..end], limits.doubled())?;
-        let mut reader = Reader::new(&raw);
-        let Some(strategy) = Strategy::from_code(reader.byte()?) else {
-            return Err(Malformed { offset: 0, flaw: Flaw::UnknownFormat });
-        };
-        let mut document = Document::with_strategy(strategy, limits);
-        document.seq = reader.bounded(SEQ_MAX)?;
-        document.read_replicas(&mut reader)?;
+        let raw = Document::unpacked(bytes, limits)?;
+        let (mut document, mut reader) = Document::decode_head(&raw, limits)?;
         let mut unfinished = Unfinished::new(document.replicas.iter().map(|replica| replica.next), raw.len());
         let texts = reader.bounded(limits.doubled().containers_max as u64)?;
         for _ in 0..texts {
@@ -133,6 +118,32 @@ impl Document {
             return reader.fail(Flaw::Inconsistent);
         }
         Ok(document)
+    }
+
+    /// What is in the bytes of a document, once the checksum is seen to be right.
+    pub(crate) fn unpacked(bytes: &[u8], limits: Limits) -> Result<Vec<u8>, Malformed> {
+        let Some(end) = bytes.len().checked_sub(CHECKSUM_BYTES) else {
+            return Err(Malformed { offset: bytes.len(), flaw: Flaw::Truncated });
+        };
+        if !bytes.starts_with(MAGIC) {
+            return Err(Malformed { offset: 0, flaw: Flaw::UnknownFormat });
+        }
+        if truncate(blake3::hash(&bytes[..end])) != bytes[end..] {
+            return Err(Malformed { offset: end, flaw: Flaw::Checksum });
+        }
+        unpack(&bytes[..end], limits.doubled())
+    }
+
+    /// A document that has its strategy, its seq and its replicas, and a reader of what comes behind those.
+    pub(crate) fn decode_head(raw: &[u8], limits: Limits) -> Result<(Document, Reader<'_>), Malformed> {
+        let mut reader = Reader::new(raw);
+        let Some(strategy) = Strategy::from_code(reader.byte()?) else {
+            return Err(Malformed { offset: 0, flaw: Flaw::UnknownFormat });
+        };
+        let mut document = Document::with_strategy(strategy, limits);
+        document.seq = reader.bounded(SEQ_MAX)?;
+        document.read_replicas(&mut reader)?;
+        Ok((document, reader))
     }
 
     fn read_replicas(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
