@@ -8,7 +8,7 @@ use manyhands_sim::repository::{File, file, files};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("manyhands-proto", &[]),
     ("manyhands-crdt", &[]),
-    ("bench-peers", &["manyhands-crdt"]),
+    ("bench-peers", &["manyhands-crdt", "manyhands-proto"]),
     ("manyhands-crdt-fuzz", &["manyhands-crdt"]),
     ("manyhands-process", &[]),
     ("manyhands-neighbours", &[]),

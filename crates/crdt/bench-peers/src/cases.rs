@@ -1,8 +1,9 @@
 //! The measured cases, generic over the engine.
 
 use crate::alloc;
-use crate::measure::{Results, agree};
-use crate::peer::Peer;
+use crate::framing;
+use crate::measure::{ProcessorTime, Results, agree};
+use crate::peer::{Branch, Peer};
 use crate::trace::{Patch, Rng, Trace, oracle};
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -10,7 +11,7 @@ use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 fn timed<R>(f: impl FnOnce() -> R) -> (Duration, R) {
-    let start = Instant::now();
+    let start = ProcessorTime::now();
     let result = f();
     (start.elapsed(), result)
 }
@@ -50,15 +51,33 @@ fn linear<P: Peer>(r: &mut Results, patches: &[Patch], end: &str, base: Option<&
     made.retain(|update| !update.is_empty());
     let updates = P::deliver(base, &by(2, &made), true);
     r.num("wire", "B/op", updates.iter().map(Vec::len).sum::<usize>() as f64 / n, "");
+    framed::<P>(r, &made, &updates);
     remote::<P>(r, &updates, end, false, base);
     (updates, author.expect("it ran once at least"))
 }
 
+/// What an op of a live stream is on the wire, everything included: one update a message, and ten.
+fn framed<P: Peer>(r: &mut Results, made: &[Vec<u8>], updates: &[Vec<u8>]) {
+    for (many, down, up) in [(1, "frame down", "frame up"), (10, "frame down x10", "frame up x10")] {
+        let (mut received, mut sent) = (0, 0);
+        for (n, chunk) in updates.chunks(many).enumerate() {
+            received += framing::message(P::frame_down((n * many) as u64 + 1, &slices(chunk)).len(), false);
+        }
+        for (n, chunk) in made.chunks(many).enumerate() {
+            let first = (n * many) as u64 + 1;
+            // A keystroke is one op, so the counter is about the number of the change.
+            sent += framing::message(P::frame_up(first, first, &slices(chunk)).len(), true);
+        }
+        r.num(down, "B/op", received as f64 / updates.len() as f64, "");
+        r.num(up, "B/op", sent as f64 / made.len() as f64, "");
+    }
+}
+
 /// The updates one by one. How many were taken before the patience ended, and the time.
 fn feed<P: Peer>(doc: &mut P, updates: &[&[u8]], patience: Duration) -> (Duration, usize) {
-    let start = Instant::now();
+    let (start, since) = (ProcessorTime::now(), Instant::now());
     for (i, update) in updates.iter().enumerate() {
-        if i % 64 == 63 && start.elapsed() > patience {
+        if i % 64 == 63 && since.elapsed() > patience {
             return (start.elapsed(), i);
         }
         doc.apply(update);
@@ -189,6 +208,13 @@ fn storage<P: Peer>(r: &mut Results, mut doc: P, end: &str) {
     let heap = alloc::stop();
     r.num("heap", "B", heap.live as f64, "");
     black_box(&mut doc);
+    drop(doc);
+
+    alloc::start();
+    let idle = P::idle(&bytes);
+    let heap = alloc::stop();
+    r.num("heap idle", "B", heap.live as f64, "");
+    black_box(idle);
 }
 
 pub fn sequential<P: Peer>(r: &mut Results, trace: &Trace) {
@@ -325,51 +351,76 @@ fn prepend<P: Peer>(r: &mut Results) {
     linear::<P>(r, &patches, &oracle(&patches), None);
 }
 
-/// Two clients work offline on the same large document, 10,000 keystrokes each in bursts at random places;
-/// then the server, which has the one's edits, merges the other's branch as one update.
-fn offline<P: Peer>(r: &mut Results, trace: &Trace) {
-    let base = P::base(&trace.linear(P::UNIT));
-    let side = |client: u64| {
-        let mut rng = Rng::new(client);
-        let mut doc = P::load(&base, client);
-        let mark = doc.mark();
-        let (mut len, mut at) = (trace.end.len(), 0);
-        let mut updates = Vec::new();
-        for k in 0..10_000 {
-            if k % 20 == 0 {
-                at = rng.below(len - 40);
-            }
-            if rng.below(5) == 0 && at > 0 {
-                at -= 1;
-                len -= 1;
-                updates.push(doc.edit_encode(&[Patch::del(at, 1)]));
-            } else {
-                updates.push(doc.edit_encode(&[Patch::ins(at, letters(&mut rng, 1))]));
-                at += 1;
-                len += 1;
-            }
+/// One client's keystrokes on a large document while offline, in bursts at random places.
+fn branch<P: Peer>(base: &[u8], len: usize, client: u64, keys: usize) -> Branch {
+    let mut rng = Rng::new(client);
+    let mut doc = P::load(base, client);
+    let mark = doc.mark();
+    let (mut len, mut at) = (len, 0);
+    let mut updates = Vec::with_capacity(keys);
+    for k in 0..keys {
+        if k % 20 == 0 {
+            at = rng.below(len - 40);
         }
-        (updates, doc.encode_since(&mark))
-    };
-    let (a, _) = side(2);
-    let (b, whole) = side(3);
+        if rng.below(5) == 0 && at > 0 {
+            at -= 1;
+            len -= 1;
+            updates.push(doc.edit_encode(&[Patch::del(at, 1)]));
+        } else {
+            updates.push(doc.edit_encode(&[Patch::ins(at, letters(&mut rng, 1))]));
+            at += 1;
+            len += 1;
+        }
+    }
+    Branch { client, updates, whole: doc.encode_since(&mark) }
+}
+
+/// The document moves on by 10,000 keystrokes of one client; then the server, which has those, merges the branches
+/// of `clients` others, who have not, each as one update. The time for all.
+fn offline<P: Peer>(r: &mut Results, trace: &Trace, clients: usize, keys: usize) {
+    let base = P::base(&trace.linear(P::UNIT));
+    let len = trace.end.len();
+    let first = branch::<P>(&base, len, 2, 10_000);
+    let branches: Vec<Branch> = (0..clients).map(|c| branch::<P>(&base, len, c as u64 + 3, keys)).collect();
     // The other order, as the check.
+    let mut mixed = Vec::new();
+    for branch in branches.iter().rev().chain([&first]) {
+        mixed.extend(by(branch.client, &branch.updates));
+    }
     let mut other = P::load(&base, 999_983);
-    other.apply_many(&slices(&P::deliver(Some(&base), &[by(3, &b), by(2, &a)].concat(), false)));
+    other.apply_many(&slices(&P::deliver(Some(&base), &mixed, false)));
     let text = other.text();
     drop(other);
-    let (first, branch) = P::deliver_branch(&base, &by(2, &a), &by(3, &b), whole);
-    r.num("branch size", "B", branch.len() as f64, "");
+    let (first, branches) = P::deliver_branches(&base, &by(2, &first.updates), &branches);
+    r.num("branch size", "B", branches.iter().map(Vec::len).sum::<usize>() as f64 / clients as f64, "");
     let first = slices(&first);
+    let patience = r.patience();
+    let mut partial = None;
     let stat = r.time(|| {
+        if partial.is_some() {
+            return Duration::ZERO;
+        }
         let mut doc = P::load(&base, 999_979);
         doc.apply_many(&first);
         black_box(doc.text().len());
-        let (time, ()) = timed(|| doc.apply_branch(&branch));
-        agree(&[&doc.text()], &text, false);
+        let (start, since) = (ProcessorTime::now(), Instant::now());
+        let mut merged = 0;
+        while merged < branches.len() && since.elapsed() < patience {
+            doc.apply_branch(&branches[merged]);
+            merged += 1;
+        }
+        let time = start.elapsed();
+        if merged < branches.len() {
+            partial = Some(time.as_secs_f64() * 1e6 / merged as f64);
+        } else {
+            agree(&[&doc.text()], &text, false);
+        }
         time
     });
-    r.put("merge branch", "us", stat, 1e6, "");
+    match partial {
+        Some(mean) => r.num("merge branch", "us", mean, "partial"),
+        None => r.put("merge branch", "us", stat, 1e6 / clients as f64, ""),
+    }
 }
 
 pub fn pathological<P: Peer>(r: &mut Results, paper: &Trace) {
@@ -384,7 +435,9 @@ pub fn pathological<P: Peer>(r: &mut Results, paper: &Trace) {
     run("same-spot-50x200", &|r| same_spot::<P>(r, 50, 200, false));
     run("same-spot-back-50x200", &|r| same_spot::<P>(r, 50, 200, true));
     run("same-spot-2000x1", &|r| same_spot::<P>(r, 2000, 1, false));
-    run("offline-10k", &|r| offline::<P>(r, paper));
+    run("offline-10k", &|r| offline::<P>(r, paper, 1, 10_000));
+    run("offline-100k", &|r| offline::<P>(r, paper, 1, 100_000));
+    run("offline-1000x20", &|r| offline::<P>(r, paper, 1_000, 20));
     run("random-1M-20k", &|r| random_inserts::<P>(r));
     run("pairs-200k", &|r| pairs::<P>(r, 200_000));
     run("prepend-50k", &|r| prepend::<P>(r));

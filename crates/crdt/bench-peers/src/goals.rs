@@ -56,7 +56,11 @@ pub fn print(r: &Results, sequential: &[&str]) {
         goal("local + encode", "ns", 1.0, sequential.to_vec(), "local+encode", Ratio(1.0)),
         goal("load and first edit", "us", 1.0, sequential.to_vec(), "load+edit", Ratio(1.0)),
         goal("heap, loaded and edited", "KB", 1e3, sequential.to_vec(), "heap", AtMost(806.0)),
-        goal("record of an update, automerge-paper", "B", 1.0, paper(), "wire", Elsewhere("≤ 13.9 framed")),
+        goal("heap, idle document", "KB", 1e3, sequential.to_vec(), "heap idle", AtMost(285.0)),
+        goal("record of an update, automerge-paper", "B", 1.0, paper(), "wire", Elsewhere("in a frame")),
+        goal("  as a message to a reader", "B", 1.0, paper(), "frame down", AtMost(13.9)),
+        goal("  ten in a message to a reader", "B", 1.0, paper(), "frame down x10", AtMost(13.9)),
+        goal("  as a message to the server", "B", 1.0, paper(), "frame up", Elsewhere("")),
         goal("saved, automerge-paper", "KB", 1e3, paper(), "save size", AtMost(106.0)),
         remote("remote, friendsforever", "friendsforever"),
         remote("remote, clownschool", "clownschool"),
@@ -67,6 +71,15 @@ pub fn print(r: &Results, sequential: &[&str]) {
         remote("one spot, 2,000 replicas, a key each", "same-spot-2000x1"),
         goal("random inserts into 1,000,000", "ns", 1.0, vec!["random-1M-20k"], "remote", Ratio(0.6)),
         goal("offline branch of 10,000 keys", "us", 1.0, vec!["offline-10k"], "merge branch", Ratio(1.0)),
+        goal("offline branch of 100,000 keys", "us", 1.0, vec!["offline-100k"], "merge branch", Ratio(1.0)),
+        goal(
+            "each of 1,000 branches of 20 keys",
+            "us",
+            1.0,
+            vec!["offline-1000x20"],
+            "merge branch",
+            Ratio(1.0),
+        ),
         goal("200,000 insert-delete pairs, heap", "KB", 1e3, vec!["pairs-200k"], "heap live", AtMost(64.0)),
         goal("50,000 prepends, heap", "KB", 1e3, vec!["prepend-50k"], "heap live", AtMost(2_000.0)),
     ];
@@ -78,8 +91,9 @@ pub fn print(r: &Results, sequential: &[&str]) {
         "\nMeans over {} sequential traces. {}\n\
          (i) runs of different writers are interleaved; (p) given up, mean of what was done.\n\
          The first row is `replay`: like the peers it makes no patches for a view; `receive` makes them, and a server's\n\
-         `apply` hashes, which no peer but automerge does. The record of an update is without the frame around it, for\n\
-         every engine. Not measured here: the heap of an idle document.",
+         `apply` hashes, which no peer but automerge does. The record of an update is without the frame around it; as\n\
+         a message it has all of it: ours the protobuf frame with its chain hash, yrs y-protocols, the others, which have no\n\
+         protocol, the WebSocket header alone.",
         sequential.len(),
         if r.quick { "A quick run: some engines are left out of some rows." } else { "" }
     );
@@ -90,12 +104,17 @@ pub fn print(r: &Results, sequential: &[&str]) {
         ("local+encode", "ns"),
         ("allocs", "1/op"),
         ("wire", "B/op"),
+        ("frame down", "B/op"),
+        ("frame down x10", "B/op"),
+        ("frame up", "B/op"),
+        ("frame up x10", "B/op"),
         ("save size", "B"),
         ("load", "us"),
         ("load+edit", "us"),
         ("save", "us"),
         ("heap", "B"),
         ("heap live", "B"),
+        ("heap idle", "B"),
         ("merge branch", "us"),
         ("branch size", "B"),
         ("remote, patches", "ns"),

@@ -3,6 +3,7 @@
 
 mod alloc;
 mod cases;
+mod framing;
 mod goals;
 mod measure;
 mod peer;

@@ -1,6 +1,21 @@
 //! Timing, and what was measured.
 
+use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
+
+/// A moment in this thread's processor time, so that whatever else the machine does counts little. Nothing that
+/// is measured waits, or works in another thread.
+pub struct ProcessorTime(Duration);
+
+impl ProcessorTime {
+    pub fn now() -> ProcessorTime {
+        let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("the system has this clock");
+        ProcessorTime(now.into())
+    }
+    pub fn elapsed(&self) -> Duration {
+        ProcessorTime::now().0 - self.0
+    }
+}
 
 /// One number with where it comes from.
 #[derive(Clone, Debug)]

@@ -1,7 +1,9 @@
 //! The one interface that every measured engine implements. To add an engine: a module under `peers/` with
 //! an `impl Peer`, and a line in `peers::ALL` and in `dispatch!`.
 
+use crate::framing::together;
 use crate::trace::{Patch, Trace};
+use std::any::Any;
 use std::time::Duration;
 
 /// What an engine's positions and lengths count.
@@ -11,7 +13,14 @@ pub enum Unit {
     Bytes,
 }
 
-pub trait Peer: Sized {
+/// What one client did without seeing anybody else's: its updates one by one, and all as one.
+pub struct Branch {
+    pub client: u64,
+    pub updates: Vec<Vec<u8>>,
+    pub whole: Vec<u8>,
+}
+
+pub trait Peer: Sized + 'static {
     const NAME: &'static str;
     const VERSION: &'static str;
     const UNIT: Unit;
@@ -67,14 +76,31 @@ pub trait Peer: Sized {
         updates.iter().map(|(_, update)| update.to_vec()).collect()
     }
 
-    /// The same for `first`, with all of `branch` behind it as ONE update; `whole` is `encode_since` of its author.
-    fn deliver_branch(
+    /// The same for `first`, with branches behind it, each as ONE update.
+    fn deliver_branches(
         _base: &[u8],
         first: &[(u64, &[u8])],
-        _branch: &[(u64, &[u8])],
-        whole: Vec<u8>,
-    ) -> (Vec<Vec<u8>>, Vec<u8>) {
-        (first.iter().map(|(_, update)| update.to_vec()).collect(), whole)
+        branches: &[Branch],
+    ) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let first = first.iter().map(|(_, update)| update.to_vec()).collect();
+        (first, branches.iter().map(|branch| branch.whole.clone()).collect())
+    }
+
+    /// The payload of the WebSocket message in which a server sends these updates of a live stream, the first of
+    /// them number `first`. Where an engine has no protocol of its own: the bare updates, which is less than any
+    /// protocol takes.
+    fn frame_down(_first: u64, updates: &[&[u8]]) -> Vec<u8> {
+        together(updates)
+    }
+    /// The payload in which their author sends the changes of `edit_encode`, the first of them number `first`,
+    /// its first op number `counter`.
+    fn frame_up(first: u64, _counter: u64, updates: &[&[u8]]) -> Vec<u8> {
+        Self::frame_down(first, updates)
+    }
+
+    /// The document as it is kept while nobody edits it: able to say what it has, and to become a document.
+    fn idle(bytes: &[u8]) -> Box<dyn Any> {
+        Box::new(Self::load(bytes, 7))
     }
 
     /// The updates of a concurrent trace, one per transaction, when the engine makes them in a way of its own.

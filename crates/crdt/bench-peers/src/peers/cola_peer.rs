@@ -1,18 +1,11 @@
 //! cola knows positions only: a rope beside it holds the text. Its ops go over the wire as its own tests encode
 //! them, with the text behind; saved are its run tree and the live text.
 
+use crate::framing::put_varint;
 use crate::peer::{Peer, Unit};
 use crate::trace::Patch;
 use cola::{Deletion, EncodedReplica, Insertion, Replica};
 use jumprope::JumpRope;
-
-fn put(v: &mut Vec<u8>, mut n: usize) {
-    while n >= 0x80 {
-        v.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    v.push(n as u8);
-}
 
 fn get(b: &mut &[u8]) -> usize {
     let (mut n, mut shift) = (0, 0);
@@ -54,7 +47,7 @@ impl Cola {
                 if let Some(o) = out.as_deref_mut() {
                     o.push(0);
                     bincode::serde::encode_into_std_write(&i, o, cfg()).unwrap();
-                    put(o, p.ins.len());
+                    put_varint(o, p.ins.len());
                     o.extend_from_slice(p.ins.as_bytes());
                 }
             }
@@ -114,7 +107,7 @@ impl Peer for Cola {
         let e = self.crdt.encode();
         let e = e.as_bytes();
         let mut v = Vec::new();
-        put(&mut v, e.len());
+        put_varint(&mut v, e.len());
         v.extend_from_slice(e);
         v.extend_from_slice(self.rope.to_string().as_bytes());
         v

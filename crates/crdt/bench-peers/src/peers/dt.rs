@@ -31,7 +31,7 @@ impl Peer for Dt {
     const NAME: &'static str = "diamond-types";
     const VERSION: &'static str = "diamond-types 1.0.0";
     const UNIT: Unit = Unit::Chars;
-    const SLOW: &'static [&'static str] = &["same-spot"];
+    const SLOW: &'static [&'static str] = &["same-spot", "offline-1000x20"];
 
     fn new(client: u64) -> Self {
         Self::wrap(ListCRDT::new(), client)

@@ -5,11 +5,15 @@
 //! is `replay` of one entry record: decode, check, integrate, text. Like the peers here it makes no patches for a
 //! view; `remote, patches` measures `receive`, which does, and `admit` the server's `apply`, with the hash.
 
-use crate::peer::{Peer, Unit};
+use crate::measure::ProcessorTime;
+use crate::peer::{Branch, Peer, Unit};
 use crate::trace::{Patch, Trace};
-use manyhands_crdt::{Change, ChangeRef, Document, EntryWriter, Limits, ReplicaId};
+use manyhands_crdt::{Change, ChangeRef, Document, EntryWriter, IdleDocument, Limits, PushWriter, ReplicaId};
+use manyhands_proto::v1;
+use prost::Message;
+use std::any::Any;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const TEXT: &str = "t";
 
@@ -106,6 +110,11 @@ impl Peer for Ours {
         snapshot(&server, seq)
     }
 
+    fn idle(bytes: &[u8]) -> Box<dyn Any> {
+        let (_, bytes) = bytes.split_first_chunk::<8>().expect("a seq first");
+        Box::new(IdleDocument::new(bytes.to_vec(), limits()).expect("what was saved"))
+    }
+
     /// A server's: it has all changes from the log.
     fn keeper(_: Self, entries: &[Vec<u8>]) -> Self {
         let mut server = Self::new(0);
@@ -132,18 +141,50 @@ impl Peer for Ours {
         entries
     }
 
-    /// One run of entries: the log took the branch after the other one's changes.
-    fn deliver_branch(
+    /// A run of entries each: the log took the branches after the other one's changes.
+    fn deliver_branches(
         base: &[u8],
         first: &[(u64, &[u8])],
-        branch: &[(u64, &[u8])],
-        _: Vec<u8>,
-    ) -> (Vec<Vec<u8>>, Vec<u8>) {
-        let mut entries = Self::deliver(Some(base), &[first, branch].concat(), false);
-        let branch = entries.split_off(first.len());
-        let mut run = (branch.len() as u32).to_le_bytes().to_vec();
-        run.extend(branch.concat());
-        (entries, run)
+        branches: &[Branch],
+    ) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let mut all = first.to_vec();
+        for branch in branches {
+            all.extend(branch.updates.iter().map(|update| (branch.client, update.as_slice())));
+        }
+        let mut entries = Self::deliver(Some(base), &all, false);
+        let mut rest = entries.split_off(first.len()).into_iter();
+        let runs = branches.iter().map(|branch| {
+            let mut run = (branch.updates.len() as u32).to_le_bytes().to_vec();
+            run.extend(rest.by_ref().take(branch.updates.len()).flatten());
+            run
+        });
+        let runs = runs.collect();
+        (entries, runs)
+    }
+
+    fn frame_down(first: u64, entries: &[&[u8]]) -> Vec<u8> {
+        let delta = v1::Delta {
+            channel: 1,
+            first_seq: first,
+            count: entries.len() as u32,
+            entries: entries.concat().into(),
+            // Of which every byte counts, whatever they are.
+            chain: vec![0xff; 16].into(),
+        };
+        v1::ServerFrame { frame: Some(v1::server_frame::Frame::Delta(delta)) }.encode_to_vec()
+    }
+    fn frame_up(first: u64, counter: u64, bodies: &[&[u8]]) -> Vec<u8> {
+        let mut changes = PushWriter::new();
+        for (base, body) in (first - 1..).zip(bodies) {
+            changes.push(base, body);
+        }
+        let push = v1::Push {
+            channel: 1,
+            first_counter: counter,
+            count: bodies.len() as u32,
+            changes: changes.finish().into(),
+        };
+        v1::ClientFrame { frame: Some(v1::client_frame::Frame::Push(push)) }.encode_to_vec()
     }
     fn apply_branch(&mut self, bytes: &[u8]) {
         let (count, run) = bytes.split_first_chunk().expect("a count first");
@@ -205,14 +246,14 @@ impl Peer for Ours {
         let bodies: Vec<(u64, &[u8])> = changes.iter().map(|change| (2, change.body.as_slice())).collect();
         let entries = Self::deliver(None, &bodies, true);
         let (mut client, mut shown) = (empty(), Vec::new());
-        let start = Instant::now();
+        let start = ProcessorTime::now();
         for (n, entry) in entries.iter().enumerate() {
             shown.clear();
             client.receive(n as u64 + 1, 1, entry, n as u64, &mut shown).expect("a good entry");
         }
         let received = start.elapsed();
         let mut server = empty();
-        let start = Instant::now();
+        let start = ProcessorTime::now();
         for change in &changes {
             let change =
                 ChangeRef { replica: me, counter: change.counter, base: change.base, body: &change.body };

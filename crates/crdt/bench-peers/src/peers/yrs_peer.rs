@@ -1,5 +1,6 @@
 //! yrs with the v1 update encoding. Saved are ids and live text: the text of deleted runs is dropped.
 
+use crate::framing::put_varint;
 use crate::peer::{Peer, Unit};
 use crate::trace::Patch;
 use yrs::updates::decoder::Decode;
@@ -27,7 +28,7 @@ fn put(text: &TextRef, txn: &mut TransactionMut, patches: &[Patch]) {
 impl Peer for Yrs {
     const NAME: &'static str = "yrs";
     const VERSION: &'static str = "yrs 0.28.1";
-    const SLOW: &'static [&'static str] = &["same-spot-back", "random"];
+    const SLOW: &'static [&'static str] = &["same-spot-back", "random", "offline-1000x20"];
     const UNIT: Unit = Unit::Bytes;
 
     fn new(client: u64) -> Self {
@@ -55,6 +56,17 @@ impl Peer for Yrs {
         for u in us {
             txn.apply_update(Update::decode_v1(u).unwrap()).unwrap();
         }
+    }
+    /// y-protocols: a sync message, an update, its length. Several updates merged as Yjs merges them.
+    fn frame_down(_: u64, updates: &[&[u8]]) -> Vec<u8> {
+        let merged = match updates {
+            [one] => one.to_vec(),
+            _ => yrs::merge_updates_v1(updates.iter().copied()).unwrap(),
+        };
+        let mut frame = vec![0, 2];
+        put_varint(&mut frame, merged.len());
+        frame.extend(merged);
+        frame
     }
     fn len(&mut self) -> usize {
         self.text.len(&self.doc.transact()) as usize
