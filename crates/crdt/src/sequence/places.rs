@@ -177,7 +177,18 @@ impl List {
                 chunk.entries[begin + 1] = ends;
             }
             _ => {
-                chunk.entries.splice(begin..begin + gone, new.into_iter().flatten());
+                // Not `splice`: it allocates when more come than go.
+                let (mut at, mut gone) = (begin, gone);
+                for entry in new.into_iter().flatten() {
+                    if gone > 0 {
+                        chunk.entries[at] = entry;
+                        gone -= 1;
+                    } else {
+                        chunk.entries.insert(at, entry);
+                    }
+                    at += 1;
+                }
+                chunk.entries.drain(at..at + gone);
             }
         }
         match chunk.entries.first() {
