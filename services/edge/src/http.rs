@@ -89,7 +89,12 @@ async fn sync(State(face): State<Arc<Face>>, mut request: Request) -> Response {
         metrics::counter!("manyhands_edge_handshakes_refused_total", "code" => problem.code().slug())
             .increment(1);
         tracing::debug!(address = auth::loggable(request.uri()), code = %problem.code(), "no socket");
-        problem.into_response()
+        let mut response = problem.into_response();
+        if wants_upgrade(request.headers()) {
+            // Who asked for a socket has nothing else to ask on this connection.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     })
 }
 

@@ -22,6 +22,7 @@ async fn refused(running: &Running, what: &str, path: &str, token: Option<&str>,
         let answer = running.get(path, &headers).await;
         assert_eq!(answer.status, code.http_status(), "{what}: {answer:?}");
         assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{what}");
+        assert_eq!(answer.header("connection"), Some("close"), "{what}: nothing else is asked here");
         let problem = answer.json();
         assert_eq!(problem["status"], code.http_status(), "{what}");
         assert_eq!(problem["code"], code.number(), "{what}: {problem}");
