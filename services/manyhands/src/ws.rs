@@ -219,7 +219,7 @@ async fn write(to: &To, workspace: &str, write: Write) -> anyhow::Result<()> {
     if let Some(value) = &write.value {
         manyhands_client::check_json(value).map_err(|flaw| {
             let fix = format!("Quote it for the shell, or take it as a text: --text '{value}'.");
-            Failure::usage(&format!("the value is no JSON that can be stored: {flaw}"), &fix)
+            Failure::usage(&format!("this is {flaw}"), &fix)
         })?;
     }
     match to.dialect {
