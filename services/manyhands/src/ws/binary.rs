@@ -63,7 +63,7 @@ pub(super) async fn watch(watch: &Watch) -> anyhow::Result<()> {
     let (_client, workspace, map) = super::in_time(watch.to.timeout, opening).await?;
     let (items, mut updates) = map.watch();
     for (key, item) in items.iter().filter(|(key, _)| wanted(key)) {
-        show::change(key, Some(&item.json), item.stamp.micros);
+        show::change(key, Some(&item.json), Some(item.stamp.micros));
     }
     let mut left = watch.count.unwrap_or(u64::MAX);
     let mut stopped = workspace.stopped();
@@ -81,16 +81,16 @@ pub(super) async fn watch(watch: &Watch) -> anyhow::Result<()> {
             None => return Ok(()),
             Some(MapUpdate::Set { key, json, stamp, .. }) if wanted(&key) => {
                 left -= 1;
-                show::change(&key, Some(&json), stamp.micros)
+                show::change(&key, Some(&json), Some(stamp.micros))
             }
             Some(MapUpdate::Removed { key, .. }) if wanted(&key) => {
                 left -= 1;
-                show::change(&key, None, 0)
+                show::change(&key, None, None)
             }
             Some(MapUpdate::Reset) => map
                 .iter()
                 .filter(|(key, _)| wanted(key))
-                .all(|(key, item)| show::change(&key, Some(&item.json), item.stamp.micros)),
+                .all(|(key, item)| show::change(&key, Some(&item.json), Some(item.stamp.micros))),
             Some(_) => true,
         };
         if !read {

@@ -41,7 +41,7 @@ pub(super) async fn watch(watch: &Watch) -> anyhow::Result<()> {
     let show_all = |init: &Init| {
         (init.data.iter())
             .filter(|(key, _)| wanted(key))
-            .all(|(key, value)| show::change(key, Some(value), 0))
+            .all(|(key, value)| show::change(key, Some(value), None))
     };
     let mut read = show_all(&init);
     let mut left = watch.count.unwrap_or(u64::MAX);
@@ -50,11 +50,11 @@ pub(super) async fn watch(watch: &Watch) -> anyhow::Result<()> {
             Message::Init(init) => read = show_all(&init),
             Message::Op { key, value, timestamp, .. } if wanted(&key) => {
                 left -= 1;
-                read = show::change(&key, Some(&value), timestamp);
+                read = show::change(&key, Some(&value), Some(timestamp));
             }
             Message::Deleted { key, timestamp, .. } if wanted(&key) => {
                 left -= 1;
-                read = show::change(&key, None, timestamp);
+                read = show::change(&key, None, Some(timestamp));
             }
             Message::Error(refusal) => return Err(Failure::from(refusal).into()),
             _ => {}

@@ -69,13 +69,13 @@ pub(super) fn conflicts(found: Vec<Contested>, key: Option<&str>, format: Format
     Ok(())
 }
 
-/// One line of `watch`. Says whether there is anybody to read it.
-pub(super) fn change(key: &str, value: Option<&str>, timestamp: u64) -> bool {
+/// One line of `watch`, with the time when it was written where that is known. Says whether there is anybody to
+/// read it.
+pub(super) fn change(key: &str, value: Option<&str>, timestamp: Option<u64>) -> bool {
     let value = value.map_or_else(|| "\"deleted\":true".to_owned(), |value| format!("\"value\":{value}"));
+    let timestamp = timestamp.map_or_else(String::new, |micros| format!(",\"timestamp\":{micros}"));
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{{\"key\":{},{value},\"timestamp\":{timestamp}}}", quoted(key))
-        .and_then(|()| out.flush())
-        .is_ok()
+    writeln!(out, "{{\"key\":{},{value}{timestamp}}}", quoted(key)).and_then(|()| out.flush()).is_ok()
 }
 
 fn object(item: &Item) -> String {
